@@ -1,0 +1,1 @@
+"""Lightning callbacks: they turn what Lightning does into what is published."""

@@ -1,0 +1,109 @@
+"""The callback that writes the resolved config and publishes it as an input of the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lamindb as ln
+import lightning.pytorch as pl
+from lamindb.integrations import lightning as ll
+
+from lamincli import console
+from lamincli.callbacks.checkpoint import Checkpoint
+from lamincli.registry.lamin import is_outage
+
+
+class SaveConfigCallback(ll.SaveConfigCallback):
+    """Save the resolved config beside the checkpoints and publish it as an input of the run.
+
+    It never refuses to start because a file exists, and never overwrites one: where the place is
+    taken, and where there is no logger, the file goes to a folder of its own run. The artifact key
+    is that of the specification in either case, also without a checkpoint callback.
+
+    Args:
+        parser: The parser that read the config.
+        config: The parsed configuration.
+        config_filename: File name of the local copy.
+        overwrite: Write over an existing local file.
+        multifile: Keep the structure of several config files.
+        save_to_log_dir: Write the local copy; without it, only `save_config` is called.
+
+    Runs on: every rank; files and database on global rank zero only.
+    """
+
+    # Arguments for the callback that derives the key where the trainer has no checkpoint callback.
+    key_defaults: dict[str, Any] = {}  # noqa: RUF012  never changed in place
+
+    def __init__(
+        self,
+        parser: Any,
+        config: Any,
+        config_filename: str = "config.yaml",
+        overwrite: bool = False,
+        multifile: bool = False,
+        save_to_log_dir: bool = True,
+    ) -> None:
+        super().__init__(parser, config, config_filename, overwrite, multifile, save_to_log_dir)
+        self.local_path: Path | None = None
+        self.key: str | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Write, publish, and call `save_config`, once."""
+        if self.already_saved:
+            return
+        if trainer.is_global_zero:
+            if self.save_to_log_dir:
+                self.local_path = self._write(trainer)
+                self._save_config(trainer, self.local_path)
+            self.save_config(trainer, pl_module, stage)
+        self.already_saved = trainer.strategy.broadcast(True)
+
+    def _write(self, trainer: pl.Trainer) -> Path:
+        usual = self._config_path(trainer)
+        uid = str(ln.context.run.uid) if ln.context.run else "untracked"
+        if trainer.loggers:
+            places = [usual, usual.parent / uid / usual.name]
+        else:
+            places = [Path(trainer.default_root_dir) / "lamin_runs" / uid / usual.name]
+        if self.overwrite:
+            places = places[:1]
+        counted = (places[-1].with_stem(f"{usual.stem}-{n}") for n in range(1, 10_000))
+        for path in (*places, *counted):
+            if self.overwrite or not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self.parser.save(
+                    self.config,
+                    path,
+                    skip_none=False,
+                    overwrite=self.overwrite,
+                    multifile=self.multifile,
+                )
+                return path
+        raise FileExistsError(usual)
+
+    def _save_config(self, trainer: pl.Trainer, config_path: Path) -> None:
+        publisher = self._get_artifact_checkpoint_callback(trainer)
+        if publisher is None:
+            publisher = Checkpoint(**self.key_defaults)
+        try:
+            self.key = publisher.save_config_artifact(trainer, config_path).key
+        except Exception as error:
+            if not is_outage(error):
+                raise
+            console.warn(f"the config was not published: {error}")
+
+
+def combined_with_ours(kind: type[Any] | None) -> type[Any]:
+    """Return a user's callback class with the care of ours behind its overrides.
+
+    Args:
+        kind: A subclass of Lightning's or lamindb's callback; `None` and those two become ours.
+    """
+    if kind is None or issubclass(SaveConfigCallback, kind):
+        return SaveConfigCallback
+    if issubclass(kind, SaveConfigCallback):
+        return kind
+    return type(kind.__name__, (kind, SaveConfigCallback), {"__module__": kind.__module__})
+
+

@@ -1,0 +1,484 @@
+"""`LaminLightningCLI`: Lightning's command line, recorded in LaminDB.
+
+This is the one place where the parts meet: options, run, callbacks, signals and exit codes.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib
+import os
+import re
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import yaml
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.cli import (
+    ArgsType,
+    LightningArgumentParser,
+    LightningCLI,
+    SaveConfigCallback,
+)
+
+from lamincli import console
+from lamincli.callbacks.stop import StopOnSignal
+from lamincli.errors import LaminTrainError, UsageError, did_you_mean
+from lamincli.options import CheckpointOptions, FeatureOptions, LaminOptions
+from lamincli.process import is_global_zero
+
+if TYPE_CHECKING:
+    from lamincli.tracking import Status, TrackedRun
+
+
+class LaminArgumentParser(LightningArgumentParser):
+    """Lightning's parser, whose errors name what was probably meant instead of every option."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """End with a message and exit code 2, or raise where the parser was made to raise."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        parser = getattr(ex, "subcommand_parser", None) or self
+        if "subcommand" in message and not parser._is_subcommand_parser():
+            parser.print_usage(sys.stderr)
+        console.fail(message + parser._did_you_mean(message))
+        program = parser.prog.replace(" [options]", "")
+        sys.stderr.write(f"All options: {program} --help\n")
+        sys.exit(2)
+
+    def _is_subcommand_parser(self) -> bool:
+        return not any(hasattr(action, "_name_parser_map") for action in self._actions)
+
+    def _did_you_mean(self, message: str) -> str:
+        wrong = re.findall(r"unrecognized arguments: (--[^\s=]+)", message)
+        wrong += re.findall(r"does not accept option '([^']+)'", message)
+        options = [option for option in self._option_string_actions if option.startswith("--")]
+        keys = [option.removeprefix("--") for option in options]
+        for key in wrong:
+            if hint := did_you_mean(key, options if key.startswith("--") else keys):
+                return "." + hint
+        return ""
+
+
+class LaminLightningCLI(LightningCLI):
+    """Train from a config file and leave a complete record of it in LaminDB.
+
+    A drop-in for `LightningCLI`: every argument means what it means there. Beyond it, one
+    `lamindb.Run` is begun after parsing and before any class is instantiated, checkpoints and the
+    resolved config become artifacts, and the run is closed however the job ends. ``--help``, a
+    config error and ``fast_dev_run`` leave no trace. If the script has called `ln.track()`, that
+    run is used and its end is left to the script.
+
+    Args:
+        model_class: Model to train, or a function that returns one. `None`: any by class path.
+        datamodule_class: Data module, likewise.
+        save_config_callback: A subclass keeps its overrides; ours is always behind it.
+        save_config_kwargs: Arguments for that callback.
+        trainer_class: The trainer class, or a function that returns a trainer.
+        trainer_defaults: Defaults for the trainer, and callbacks that are always there.
+        seed_everything_default: Default of ``--seed_everything``.
+        parser_kwargs: Arguments for the parsers.
+        parser_class: The parser class; the default adds "did you mean" to errors.
+        subclass_mode_model: Let the model be any subclass of `model_class`.
+        subclass_mode_data: Let the data module be any subclass of `datamodule_class`.
+        args: Arguments in place of ``sys.argv``: a list, a dict or a namespace.
+        run: Run the subcommand. `False` only makes the objects; call `finish` in the end, or
+            leave it to the exit of the program.
+        auto_configure_optimizers: Add the groups ``optimizer`` and ``lr_scheduler``.
+        load_from_checkpoint_support: Save hyper-parameters as they were parsed.
+
+    Raises:
+        SystemExit: Code 2 for what the user typed, 1 for a training that cannot go on as
+            configured, 128+N after signal N. Errors of the user's own code pass through.
+    """
+
+    _open: LaminLightningCLI | None = None  # the one with an unfinished run of ours
+
+    def __init__(
+        self,
+        model_class: type[LightningModule] | Callable[..., LightningModule] | None = None,
+        datamodule_class: type[LightningDataModule]
+        | Callable[..., LightningDataModule]
+        | None = None,
+        save_config_callback: type[SaveConfigCallback] | None = SaveConfigCallback,
+        save_config_kwargs: dict[str, Any] | None = None,
+        trainer_class: type[Trainer] | Callable[..., Trainer] = Trainer,
+        trainer_defaults: dict[str, Any] | None = None,
+        seed_everything_default: bool | int = True,
+        parser_kwargs: dict[str, Any] | dict[str, dict[str, Any]] | None = None,
+        parser_class: type[LightningArgumentParser] = LaminArgumentParser,
+        subclass_mode_model: bool = False,
+        subclass_mode_data: bool = False,
+        args: ArgsType = None,
+        run: bool = True,
+        auto_configure_optimizers: bool = True,
+        load_from_checkpoint_support: bool = True,
+    ) -> None:
+        self._args = args
+        self._tracked: TrackedRun | None = None
+        self._publishes = False
+        self._config_saver: Any = None
+        self._stop = StopOnSignal()
+        self._resources = ExitStack()
+        self._resources.enter_context(self._stop.installed())
+        try:
+            super().__init__(
+                model_class=model_class,
+                datamodule_class=datamodule_class,
+                save_config_callback=save_config_callback,
+                save_config_kwargs=save_config_kwargs,
+                trainer_class=trainer_class,
+                trainer_defaults=trainer_defaults,
+                seed_everything_default=seed_everything_default,
+                parser_kwargs=parser_kwargs,
+                parser_class=parser_class,
+                subclass_mode_model=subclass_mode_model,
+                subclass_mode_data=subclass_mode_data,
+                args=args,
+                run=run,
+                auto_configure_optimizers=auto_configure_optimizers,
+                load_from_checkpoint_support=load_from_checkpoint_support,
+            )
+        except BaseException as error:
+            self._end_by(error)
+        if run:
+            self.finish()
+        elif self._tracked is not None:
+            self._finish_at_exit()
+
+    # -- the record ------------------------------------------------------------------------
+
+    @property
+    def lamin_run(self) -> Any:
+        """The `lamindb.Run` of this job; `None` where nothing is tracked, and on other ranks."""
+        return self._tracked.record if self._tracked else None
+
+    def finish(self, status: Status = "completed", error: BaseException | None = None) -> None:
+        """Close the run and give back signals, streams and environment. Further calls do nothing.
+
+        Args:
+            status: ``completed``, ``errored`` or ``aborted``.
+            error: What ended the job.
+        """
+        if self._tracked is not None:
+            if LaminLightningCLI._open is self:
+                LaminLightningCLI._open = None
+            self._record_metrics()
+            self._tracked.finish(status, error, farewell=lambda: self._show_ending(status))
+        self._resources.close()
+
+    def _begin(self) -> None:
+        """Begin the run, unless nothing is to be recorded or another rank does it."""
+        options = self._lamin_options()
+        self._publishes = options.track and not self._trainer_option("fast_dev_run")
+        if not self._publishes:
+            return
+        options = self._merge_options(options)
+        if not is_global_zero():
+            return
+        if LaminLightningCLI._open is not None:
+            LaminLightningCLI._open.finish()
+        from lamincli.instance import connected
+        from lamincli.source import find_source
+
+        slug = self._resources.enter_context(connected(options.instance))
+        from lamincli import tracking
+
+        self._tracked = tracking.begin(
+            options,
+            slug=slug,
+            source=find_source(self._chosen_model()),
+            params=self._config_as_dict(),
+            argv=sys.argv[1:],
+            stage=self.subcommand,
+        )
+        if self._tracked.owned:
+            LaminLightningCLI._open = self
+
+    def _end_by(self, error: BaseException) -> NoReturn:
+        """Close the run by what ended the job, and end the program as its user expects."""
+        stopped = self._stop.signum is not None
+        if stopped or isinstance(error, KeyboardInterrupt):
+            self.finish("aborted", error)
+            if stopped:
+                raise SystemExit(self._stop.exit_code) from None
+            raise error
+        if isinstance(error, SystemExit):
+            self.finish("completed" if error.code in (None, 0) else "errored", error)
+            raise error
+        self.finish("errored", error)
+        if isinstance(error, LaminTrainError) and self.parser.exit_on_error:
+            console.fail(str(error))
+            raise SystemExit(error.exit_code) from None
+        raise error
+
+    def _finish_at_exit(self) -> None:
+        """Close the run when the program ends, by the error that ended it if there was one."""
+        uncaught: list[BaseException] = []
+        show = sys.excepthook
+
+        def remember(
+            kind: type[BaseException], error: BaseException, trace: TracebackType | None
+        ) -> None:
+            uncaught.append(error)
+            show(kind, error, trace)
+
+        def finish() -> None:
+            status: Status = "errored" if uncaught else "completed"
+            if self._stop.signum is not None or isinstance(
+                uncaught[0] if uncaught else None, KeyboardInterrupt
+            ):
+                status = "aborted"
+            self.finish(status, uncaught[0] if uncaught else None)
+
+        sys.excepthook = remember
+        atexit.register(finish)
+        self._resources.callback(atexit.unregister, finish)
+        self._resources.callback(setattr, sys, "excepthook", show)
+
+    def _record_metrics(self) -> None:
+        trainer = getattr(self, "trainer", None)
+        if self._tracked is None or trainer is None:
+            return
+        try:
+            self._tracked.record_metrics(trainer.callback_metrics)
+        except Exception as failure:
+            console.warn(f"the metrics could not be recorded: {failure}")
+
+    # -- options ---------------------------------------------------------------------------
+
+    def _add_arguments(self, parser: LightningArgumentParser) -> None:
+        # Not in add_arguments_to_parser, which projects override without calling super().
+        parser.add_class_arguments(LaminOptions, "lamin")
+        parser.add_class_arguments(CheckpointOptions, "checkpoint")
+        super()._add_arguments(parser)
+
+    def _lamin_options(self) -> LaminOptions:
+        values = dict(self._get(self.config, "lamin").items(branches=False))
+        features = FeatureOptions(
+            run=values.pop("features.run"), artifact=values.pop("features.artifact")
+        )
+        return LaminOptions(features=features, **values)
+
+    def _trainer_option(self, name: str) -> Any:
+        return (self._get(self.config, "trainer") or {}).get(name)
+
+    def _merge_options(self, options: LaminOptions) -> LaminOptions:
+        """Let the groups `lamin` and `checkpoint` reach Lamin checkpoints listed as callbacks.
+
+        Raises:
+            UsageError: A value was given in both places, and differs; or the class does not take
+                the option.
+        """
+        callbacks = self._trainer_option("callbacks")
+        listed = callbacks if isinstance(callbacks, list) else [callbacks]
+        places = [i for i, callback in enumerate(listed) if _is_lamin_checkpoint(callback)]
+        if not places:
+            return options
+        given = self._given()
+        wanted = {f"checkpoint.{k}": v for k, v in (given.get("checkpoint") or {}).items()}
+        lamin = given.get("lamin") or {}
+        if "run_uid_is_version" in lamin:
+            wanted["lamin.run_uid_is_version"] = options.run_uid_is_version
+        features = {k: v for k, v in vars(options.features).items() if v}
+        if features:
+            wanted["lamin.features"] = features
+        given_callbacks = (given.get("trainer") or {}).get("callbacks") or []
+        if not isinstance(given_callbacks, list):
+            given_callbacks = [given_callbacks]
+        mistakes = []
+        for i in places:
+            init_args = listed[i].get("init_args", {})
+            stated = given_callbacks[i].get("init_args") if i < len(given_callbacks) else None
+            stated = stated or {}
+            for place, value in wanted.items():
+                name = place.split(".", 1)[1]
+                there = f"trainer.callbacks[{i}].init_args.{name}"
+                if name not in init_args:
+                    kind = listed[i]["class_path"].rsplit(".", 1)[-1]
+                    mistakes.append(f"{place} was given, but {kind} takes no argument {name}.")
+                elif name in stated and stated[name] != value:
+                    mistakes.append(
+                        f"{place} is {value!r}, but {there} is {stated[name]!r}. Give one of them."
+                    )
+                else:
+                    init_args[name] = value
+            if not features and init_args.get("features"):
+                options.features = FeatureOptions(**init_args["features"])
+        if mistakes:
+            raise UsageError.of(mistakes)
+        return options
+
+    def _given(self) -> Any:
+        """Return what was typed or stands in a config file, without defaults."""
+        if isinstance(self._args, (list, type(None))):
+            given = self.parser.parse_args(self._args, defaults=False)
+        else:
+            given = self.parser.parse_object(self._args, defaults=False)
+        return given.get(str(self.subcommand), given) if self.subcommand else given
+
+    def _config_as_dict(self) -> dict[str, Any]:
+        config = self._get_config()
+        text = self._parser(self.subcommand).dump(config, skip_none=False, format="yaml")
+        return dict(yaml.safe_load(text))
+
+    def _get_config(self) -> Any:
+        return self.config.get(str(self.subcommand), self.config)
+
+    def _chosen_model(self) -> Any:
+        """Return the model class or function, before it is instantiated."""
+        config = self._get(self.config, "model")
+        if self.subclass_mode_model and config is not None and "class_path" in config:
+            return _import(config["class_path"])
+        return self._model_class
+
+    # -- classes ---------------------------------------------------------------------------
+
+    def instantiate_classes(self) -> None:
+        """Begin the run, then instantiate the classes."""
+        self._begin()
+        super().instantiate_classes()
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        listed = config.get("callbacks") or []
+        config["callbacks"] = listed = list(listed) if isinstance(listed, list) else [listed]
+        persistent = self.trainer_defaults.get("callbacks") or []
+        persistent = persistent if isinstance(persistent, list) else [persistent]
+        callbacks = [*callbacks, self._stop]
+        present = [*listed, *callbacks, *persistent]
+        checkpoints = [cb for cb in present if isinstance(cb, ModelCheckpoint)]
+        if not self._publishes:
+            for callback in filter(_publishes, checkpoints):
+                from lamincli.callbacks.checkpoint import make_plain
+
+                make_plain(callback)
+            if not checkpoints and config.get("enable_checkpointing") is not False:
+                callbacks.append(ModelCheckpoint(**self._checkpoint_arguments(plain=True)))
+            return super()._instantiate_trainer(config, callbacks)
+
+        from lamincli.callbacks.checkpoint import Checkpoint, adopt
+
+        publishing = [cb for cb in checkpoints if _publishes(cb)]
+        if config.get("enable_checkpointing") is False:
+            config["callbacks"] = [cb for cb in listed if cb not in publishing]
+            callbacks = [cb for cb in callbacks if cb not in publishing]
+            publishing = []
+        elif not publishing:
+            publishing = [Checkpoint(**self._checkpoint_arguments())]
+            callbacks.append(publishing[0])
+            if stock := [type(cb).__name__ for cb in checkpoints]:
+                console.warn(f"{stock[0]} in trainer.callbacks: its files are not published")
+        for callback in publishing:
+            adopt(callback)
+        if not publishing and self._tracked is not None:
+            self._tracked.add_features(self._lamin_options().features.run)
+        return self._with_our_config_callback(config, callbacks)
+
+    def _with_our_config_callback(
+        self, config: dict[str, Any], callbacks: list[Callback]
+    ) -> Trainer:
+        from lamincli.callbacks.save_config import combined_with_ours
+
+        chosen = self.save_config_callback
+
+        def make(*args: Any, **kwargs: Any) -> Any:
+            saver = combined_with_ours(chosen)(*args, **kwargs)
+            saver.key_defaults = self._checkpoint_arguments()
+            self._config_saver = saver
+            return saver
+
+        self.save_config_callback = make  # type: ignore[assignment]
+        try:
+            return super()._instantiate_trainer(config, callbacks)
+        finally:
+            self.save_config_callback = chosen
+
+    def _checkpoint_arguments(self, plain: bool = False) -> dict[str, Any]:
+        """Return the arguments for the forced checkpoint, from `checkpoint` and `lamin`."""
+        arguments = dict(vars(self._get(self.config_init, "checkpoint")))
+        if plain:
+            del arguments["key_is_virtual"], arguments["artifact_observers"]
+            return arguments
+        options = self._lamin_options()
+        arguments["features"] = {k: v for k, v in vars(options.features).items() if v}
+        arguments["run_uid_is_version"] = options.run_uid_is_version
+        return arguments
+
+    # -- last words ------------------------------------------------------------------------
+
+    def _show_ending(self, status: Status) -> None:
+        assert self._tracked is not None
+        ending = console.Ending(self._tracked.uid, status, self._tracked.slug)
+        callback = next(filter(_publishes, self._trainer_checkpoints()), None)
+        best = callback and callback.best_model_path
+        if best:
+            key = callback.resolve_artifact_key(self.trainer, best, "checkpoint")
+            score = callback.best_model_score
+            shown = f" {callback.monitor}={float(score):.4g}" if score is not None else ""
+            ending.rows["best checkpoint" if callback.monitor else "checkpoint"] = key + shown
+        config_key = getattr(self._config_saver, "key", None)
+        if config_key:
+            ending.rows["config"] = config_key
+        if best and status == "completed":
+            ending.commands = self._next_commands(best, key)
+        ending.unpublished = list(getattr(callback, "unpublished", ()))
+        console.show_ending(ending)
+
+    def _trainer_checkpoints(self) -> list[Any]:
+        trainer = getattr(self, "trainer", None)
+        return list(trainer.checkpoint_callbacks) if trainer else []
+
+    def _next_commands(self, best: str, key: str) -> dict[str, list[str]]:
+        commands = {}
+        config = self._config_saver and self._config_saver.local_path
+        if config is not None and "test_step" in vars(type(self.model)):
+            words = [*_program(), "test", "--config", _short(config), "--ckpt_path", _short(best)]
+            commands["test it"] = words
+        kind = type(self.model)
+        if kind.__module__ != "__main__":
+            code = (
+                f"import lamindb as ln; from {kind.__module__} import {kind.__qualname__}; "
+                f"print({kind.__qualname__}.load_from_checkpoint(ln.Artifact.get(key={key!r}).cache()))"
+            )
+            commands["load it"] = ["python", "-c", code]
+        return commands
+
+
+def _publishes(callback: Any) -> bool:
+    """Tell whether a callback publishes to LaminDB, without importing lamindb to find out."""
+    ll = sys.modules.get("lamindb.integrations.lightning")
+    return ll is not None and isinstance(callback, ll.Checkpoint)
+
+
+def _is_lamin_checkpoint(config: Any) -> bool:
+    """Tell whether a callback of the config is lamindb's checkpoint, ours, or a subclass."""
+    ll = sys.modules.get("lamindb.integrations.lightning")  # the parser has imported the class
+    if ll is None or config is None or "class_path" not in config:
+        return False
+    kind = _import(config["class_path"])
+    return isinstance(kind, type) and issubclass(kind, ll.Checkpoint)
+
+
+def _import(class_path: str) -> Any:
+    module, _, name = class_path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def _program() -> list[str]:
+    """Return the words by which this program was started."""
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    if spec is not None:
+        return ["python", "-m", spec.name.removesuffix(".__main__")]
+    path = Path(sys.argv[0])
+    return ["python", _short(path)] if path.suffix == ".py" else [path.name]
+
+
+def _short(path: str | Path) -> str:
+    absolute = Path(os.path.abspath(path))
+    return os.path.relpath(absolute) if absolute.is_relative_to(Path.cwd()) else str(absolute)

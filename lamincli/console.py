@@ -1,0 +1,69 @@
+"""Every sentence that users read while they train."""
+
+import shlex
+import sys
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.text import Text
+
+
+def say(message: str) -> None:
+    """Tell what was done, in one line on standard output."""
+    _console().print(Text.assemble(("→ ", "bold green"), message), soft_wrap=True)
+
+
+def warn(message: str) -> None:
+    """Tell what is not as it should be, in one line on standard error."""
+    _console(stderr=True).print(Text.assemble(("! ", "bold yellow"), message), soft_wrap=True)
+
+
+def fail(message: str) -> None:
+    """Tell why the program ends, on standard error."""
+    _console(stderr=True).print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
+
+
+@dataclass
+class Ending:
+    """What the closing panel tells about a run.
+
+    Args:
+        run: Uid of the run.
+        status: How it ended.
+        instance: The LaminDB instance, owner/name.
+        rows: Label and text, in order; what does not exist is left out.
+        commands: A purpose and the words of a command that fulfils it when pasted.
+        unpublished: Files that did not reach LaminDB.
+    """
+
+    run: str
+    status: str
+    instance: str
+    rows: dict[str, str] = field(default_factory=dict)
+    commands: dict[str, list[str]] = field(default_factory=dict)
+    unpublished: list[str] = field(default_factory=list)
+
+
+def show_ending(ending: Ending) -> None:
+    """Print the closing panel. Nothing in it is boxed or wrapped: commands stay pasteable."""
+    console = _console()
+    style = {"completed": "green", "aborted": "yellow"}.get(ending.status, "red")
+    head = Text.assemble(
+        "run ", (ending.run, "bold"), " ", (ending.status, f"bold {style}"), f" · {ending.instance}"
+    )
+    console.rule(style="dim")
+    console.print(head, soft_wrap=True)
+    width = max((len(label) for label in ending.rows), default=0)
+    for label, text in ending.rows.items():
+        console.print(Text.assemble((f"  {label:<{width}}  ", "dim"), text), soft_wrap=True)
+    for purpose, words in ending.commands.items():
+        console.print(Text.assemble(("  " + purpose, "dim")), soft_wrap=True)
+        console.print(Text.assemble(("    " + shlex.join(words), "cyan")), soft_wrap=True)
+    for path in ending.unpublished:
+        console.print(Text.assemble(("  not in LaminDB: ", "bold yellow"), path), soft_wrap=True)
+    console.rule(style="dim")
+
+
+def _console(stderr: bool = False) -> Console:
+    # The stream is looked up at every use: the log of the run replaces it for a while.
+    return Console(file=sys.stderr if stderr else sys.stdout, highlight=False)

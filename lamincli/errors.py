@@ -1,0 +1,51 @@
+"""Every error that this package raises on purpose.
+
+::
+
+    LaminTrainError
+    ├── UsageError              what the user typed cannot work; found before training, exit code 2
+    │   ├── InstanceError       the LaminDB instance cannot be found, created or reached
+    │   └── RecordError         a feature, project, space or branch does not exist or does not fit
+    └── MonitorNotLoggedError   the monitored metric was never logged; found by the first save
+
+A message reads ``<fact with value>. <cause>. <what helps>.`` and is shown without a traceback.
+Several mistakes are collected and reported in one `UsageError`.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class LaminTrainError(Exception):
+    """Report a situation that the user can change, in words that say how."""
+
+    exit_code = 1
+
+
+class UsageError(LaminTrainError):
+    """Report what the user typed and cannot work, before anything was trained or written."""
+
+    exit_code = 2
+
+    @classmethod
+    def of(cls, mistakes: list[str]) -> "UsageError":
+        """Join all mistakes into one error, so that the user mends them in one go."""
+        return cls("\n".join(mistakes))
+
+
+class InstanceError(UsageError):
+    """Report a LaminDB instance that cannot be found, created or reached."""
+
+
+class RecordError(UsageError):
+    """Report a feature, project, space or branch that does not exist or does not fit."""
+
+
+class MonitorNotLoggedError(LaminTrainError):
+    """Report a monitored metric that the model never logged."""
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """Return `` Did you mean …?`` for the closest choices, or an empty string."""
+    close = get_close_matches(name, list(choices), n=3, cutoff=0.6)
+    return f" Did you mean {' or '.join(close)}?" if close else ""

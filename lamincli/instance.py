@@ -1,0 +1,243 @@
+"""Connect the LaminDB instance of this process: the one asked for, the connected one, or a new one.
+
+This file is the only one that touches the private parts of lamindb_setup that connecting needs.
+They are used because `ln.connect()` from one instance to another re-imports lamindb, which leaves
+every class made before (checkpoint callbacks among them) bound to the old database.
+"""
+
+import getpass
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from filelock import FileLock
+
+from lamincli import console
+from lamincli.errors import InstanceError, did_you_mean
+from lamincli.hub import is_unreachable, warn_unreachable
+
+DEFAULT_FOLDER = Path("lamindb")
+_ENVIRONMENT_VARIABLE = "LAMIN_CURRENT_INSTANCE"
+_MARK = Path(".lamindb/storage_uid.txt")
+_DATABASE = Path(".lamindb/lamin.db")
+
+
+@contextmanager
+def connected(instance: str | None) -> Iterator[str]:
+    """Connect an instance for this process and all that it starts; yields owner/name.
+
+    Args:
+        instance: ``owner/name``, a folder for a local SQLite instance, or `None` for the
+            connected instance, else a local one in ``./lamindb``.
+
+    Raises:
+        InstanceError: The instance does not exist or cannot be created or reached.
+    """
+    slug = connect(instance)
+    before = os.environ.get(_ENVIRONMENT_VARIABLE)
+    os.environ[_ENVIRONMENT_VARIABLE] = slug  # ranks and workers connect to the same one
+    try:
+        yield slug
+    finally:
+        if before is None:
+            os.environ.pop(_ENVIRONMENT_VARIABLE, None)
+        else:
+            os.environ[_ENVIRONMENT_VARIABLE] = before
+
+
+def connect(instance: str | None) -> str:
+    """Connect an instance, as `connected` does, for the rest of this process."""
+    from lamindb_setup import settings
+
+    if instance is None:
+        if settings.is_configured:
+            import lamindb  # noqa: F401  connects on import
+
+            return str(settings.instance.slug)
+        return _connect_folder(DEFAULT_FOLDER, announce=True)
+    if _names_a_folder(instance):
+        return _connect_folder(Path(instance).expanduser())
+    return _connect_slug(instance)
+
+
+def is_configured() -> bool:
+    """Tell whether a default instance exists, without creating or connecting one."""
+    from lamindb_setup import settings
+
+    return bool(settings.is_configured) or (DEFAULT_FOLDER / _DATABASE).exists()
+
+
+def _names_a_folder(instance: str) -> bool:
+    return instance.startswith((".", "/", "~", os.sep)) or Path(instance).is_dir()
+
+
+def _connect_folder(folder: Path, announce: bool = False) -> str:
+    folder = Path(os.path.abspath(folder))
+    name = hashlib.sha256(f"{getpass.getuser()} {folder}".encode()).hexdigest()[:16]
+    # Two trainings that start at once in a new folder create one instance.
+    with FileLock(Path(tempfile.gettempdir()) / f"lamin-train-{name}.lock"):
+        if not (folder / _DATABASE).exists():
+            _create(folder)
+            if announce:
+                console.say(f"created a local LaminDB instance in {_relative(folder)}")
+        settings = _settings_of_folder(folder)
+    _activate(settings)
+    return str(settings.slug)
+
+
+def _create(folder: Path) -> None:
+    """Create a SQLite instance in its own process, for lamindb would reset Django in ours.
+
+    The working directory of that process becomes the one in which ``import lamindb`` finds the
+    instance: the project's folder for the default instance, else the instance's folder.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InstanceError(f"{folder} is a file. A local LaminDB instance needs a folder.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InstanceError(
+            f"Cannot create a local LaminDB instance in {folder}: {error.strerror}. "
+            "Name a folder you can write to with --lamin.instance."
+        ) from error
+    # lamindb refuses the home directory as the place of a project.
+    in_project = folder == DEFAULT_FOLDER.absolute() and folder.parent != Path.home().resolve()
+    environment = {k: v for k, v in os.environ.items() if k != _ENVIRONMENT_VARIABLE}
+    code = "import sys, lamindb_setup as s; s.init(storage=sys.argv[1], name=sys.argv[2])"
+    done = subprocess.run(  # noqa: S603  our own interpreter and code
+        [sys.executable, "-c", code, str(folder), _free_name(folder)],
+        cwd=folder.parent if in_project else folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        reason = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
+        raise InstanceError(
+            f"Cannot create a local LaminDB instance in {folder}: {''.join(reason)}. "
+            "Name another folder with --lamin.instance."
+        )
+
+
+def _free_name(folder: Path) -> str:
+    """Name an instance after its project, distinct from the others on this machine."""
+    project = folder.parent.name if folder.name == DEFAULT_FOLDER.name else folder.name
+    name = re.sub(r"[^a-z0-9._-]+", "-", project.lower()).strip("-.") or "lamindb"
+    if name in {slug.split("/")[1] for slug in _known_slugs()}:
+        name += "-" + hashlib.sha256(str(folder).encode()).hexdigest()[:6]
+    return name
+
+
+def _settings_of_folder(folder: Path) -> Any:
+    """Return the settings of a local instance; they are made anew for a folder from elsewhere."""
+    from lamindb_setup.core._settings_instance import InstanceSettings
+    from lamindb_setup.core._settings_load import load_instance_settings
+    from lamindb_setup.core._settings_storage import StorageSettings
+    from lamindb_setup.core._settings_store import instance_settings_file
+
+    mark = dict(
+        line.split("=", 1) for line in (folder / _MARK).read_text().splitlines() if "=" in line
+    )
+    owner, name = mark["instance_slug"].split("/")
+    file = instance_settings_file(name, owner)
+    if file.exists():
+        settings = load_instance_settings(file)
+        if settings.storage.root_as_str == folder.as_posix():
+            return settings
+        name = f"{name}-{hashlib.sha256(str(folder).encode()).hexdigest()[:6]}"
+    settings = InstanceSettings(
+        id=UUID(mark["instance_id"]),
+        owner=owner,
+        name=name,
+        storage=StorageSettings(folder.as_posix()),
+    )
+    settings._persist(write_to_disk=True, write_current_instance_file=False)
+    return settings
+
+
+def _connect_slug(identifier: str) -> str:
+    from lamindb_setup import settings
+    from lamindb_setup._connect_instance import _connect_instance, get_owner_name_from_identifier
+    from lamindb_setup.core._settings_load import load_instance_settings
+    from lamindb_setup.core._settings_store import instance_settings_file
+    from lamindb_setup.errors import InstanceNotFoundError
+
+    try:
+        owner, name = get_owner_name_from_identifier(identifier)
+    except ValueError as error:
+        raise InstanceError(
+            f"--lamin.instance {identifier} is neither owner/name nor a folder."
+        ) from error
+    slug = f"{owner}/{name}"
+    if settings.is_configured and settings.instance.slug == slug:
+        import lamindb  # noqa: F401  connects on import
+
+        return slug
+    cached = instance_settings_file(name, owner)
+    try:
+        instance = _connect_instance(owner, name)
+    except InstanceNotFoundError as error:
+        if not cached.exists():
+            raise InstanceError(_not_found(slug)) from error
+        instance = load_instance_settings(cached)
+    except Exception as error:
+        if not is_unreachable(error):
+            raise
+        if not cached.exists():
+            raise InstanceError(
+                f"{_not_found(slug)} LaminHub could not be asked for it: {error}."
+            ) from error
+        warn_unreachable(error)
+        instance = load_instance_settings(cached)
+    _activate(instance)
+    return slug
+
+
+def _not_found(slug: str) -> str:
+    known = _known_slugs()
+    hint = did_you_mean(slug, known) or (f" Known here: {', '.join(known)}." if known else "")
+    return (
+        f"LaminDB instance {slug} not found.{hint} "
+        "Connect one with `lamin connect owner/name`, or name a folder for a local one."
+    )
+
+
+def _known_slugs() -> list[str]:
+    from lamindb_setup.core._settings_store import settings_dir
+
+    files = settings_dir.glob("instance--*--*.env")
+    return sorted("/".join(file.stem.split("--", 2)[1:]) for file in files)
+
+
+def _activate(instance: Any) -> None:
+    """Make an instance the current one of this process, leaving the user's default as it is."""
+    import lamindb as ln
+    from lamindb_setup import settings
+    from lamindb_setup._init_instance import register_user
+
+    if settings.is_configured and settings.instance._id == instance._id:
+        return
+    if ln.context.run is not None:
+        raise InstanceError(
+            f"Cannot switch to {instance.slug}: the script tracks a run in "
+            f"{settings.instance.slug}. Leave out --lamin.instance or ln.track()."
+        )
+    instance._persist(write_to_disk=False)
+    loaded, reason = instance._load_db()
+    if not loaded:
+        raise InstanceError(f"LaminDB instance {instance.slug} cannot be loaded: {reason}.")
+    settings._branch = settings._space = None
+    register_user(settings.user, update_user=False)
+
+
+def _relative(folder: Path) -> str:
+    return os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)

@@ -1,0 +1,82 @@
+"""``lamin-train``: training words go to the CLI class, every other word to its command.
+
+Nothing here imports torch or lamindb until a word needs it.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from lamincli import __version__
+from lamincli.errors import did_you_mean
+
+STAGES = {
+    "fit": "train a model",
+    "validate": "evaluate a model on the validation data",
+    "test": "evaluate a model on the test data",
+    "predict": "run a model on the prediction data",
+}
+COMMANDS = {"doctor": "check the instance, and close runs whose process is gone"}
+
+USAGE = """\
+usage: lamin-train {stages} --config FILE [options]
+       lamin-train {commands}
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line.
+
+    Args:
+        argv: The words after the program's name; `None` takes them from ``sys.argv``.
+
+    Raises:
+        SystemExit: Always with a code other than 0 after an error: 2 for a wrong word.
+    """
+    if argv is not None:
+        sys.argv[1:] = argv
+    words = sys.argv[1:]
+    if words in (["--version"], ["-V"]):
+        print(f"lamin-train {__version__}")
+    elif not words:
+        sys.stderr.write(_usage())
+        sys.exit(2)
+    elif words in (["--help"], ["-h"]):
+        print(_usage() + _words())
+    elif words[0] in COMMANDS:
+        sys.exit(_command(words[0])(words[1:]))
+    elif words[0].startswith("-") or words[0] in STAGES:
+        _train()
+    else:
+        known = [*STAGES, *COMMANDS]
+        sys.stderr.write(
+            f"error: lamin-train has no command {words[0]!r}.{did_you_mean(words[0], known)}\n{_usage()}"
+        )
+        sys.exit(2)
+
+
+def _train() -> None:
+    # As with `python -m`: the modules beside the config file are importable.
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
+    from lamincli.cli import LaminLightningCLI
+
+    LaminLightningCLI(parser_kwargs={"prog": "lamin-train"})
+
+
+def _command(word: str) -> Callable[[Sequence[str]], int]:
+    from importlib import import_module
+
+    run: Callable[[Sequence[str]], int] = import_module(f"lamincli.commands.{word}").main
+    return run
+
+
+def _usage() -> str:
+    return USAGE.format(stages="{" + ",".join(STAGES) + "}", commands=",".join(COMMANDS))
+
+
+def _words() -> str:
+    lines = [f"  {word:<10}{text}" for word, text in {**STAGES, **COMMANDS}.items()]
+    return "\n".join(
+        ["", *lines, "", "Options of a stage: lamin-train fit --help", "Version: --version"]
+    )

@@ -1,0 +1,96 @@
+"""The options that `lamin-train` adds to Lightning's, as typed dataclasses.
+
+The docstrings are the text of ``--help``. Nothing here imports torch, Lightning or lamindb.
+"""
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Literal, Optional, Union
+
+
+@dataclass
+class FeatureOptions:
+    """Values for features that exist in LaminDB
+
+    Args:
+        run: Values for the run, as in `--lamin.features.run.organism human`.
+        artifact: Values for every checkpoint. A null takes the trainer attribute or the logged
+            metric of that name at the time of the save.
+    """
+
+    run: dict[str, Any] = field(default_factory=dict)
+    artifact: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class LaminOptions:
+    """What is recorded in LaminDB, and where
+
+    Args:
+        features: Feature values for the run and its checkpoints, also as JSON or from YAML.
+        run_uid_is_version: Put the uid of the run into artifact keys, in the place of the
+            logger's version_0. Two runs then never share a key.
+        auto_features: Record the Lightning features (score, is_best_model, max_epochs, ...).
+            They are created on first use.
+        track: Record this run. False trains with plain Lightning and leaves the database alone.
+        instance: LaminDB instance as owner/name, or a folder for a local one. Default is the
+            connected instance, else a local one in ./lamindb.
+        project: Name or uid of the project for the run and its artifacts.
+        space: Name or uid of the space in which to create the records.
+        branch: Name or uid of the branch on which to create the records.
+    """
+
+    features: FeatureOptions = field(default_factory=FeatureOptions)
+    run_uid_is_version: bool = True
+    auto_features: bool = True
+    track: bool = True
+    instance: Optional[str] = None
+    project: Optional[str] = None
+    space: Optional[str] = None
+    branch: Optional[str] = None
+
+
+@dataclass
+class CheckpointOptions:
+    """Which checkpoints are saved and published
+
+    Args:
+        dirpath: Folder for the checkpoints, also the prefix of their artifact keys. Default is
+            checkpoints/ in the folder of the logger.
+        filename: Name of the files, as in `{epoch}-{val_loss:.2f}`. Default is `{epoch}-{step}`.
+        monitor: Logged metric that ranks the checkpoints. None keeps the latest ones.
+        verbose: Print a line for every save.
+        save_last: Also save last.ckpt at every save; `link` makes it a symbolic link.
+        save_top_k: Number of best checkpoints to keep: -1 keeps all, 0 saves none.
+        save_on_exception: Save a checkpoint when training fails.
+        save_weights_only: Save the weights without the state of optimizer and trainer.
+        mode: Whether the best score is the smallest or the largest.
+        auto_insert_metric_name: Write `epoch=1` rather than `1` into file names.
+        every_n_train_steps: Save every so many training steps.
+        train_time_interval: Save whenever so much time has passed, as in `00:30:00`.
+        every_n_epochs: Save every so many epochs.
+        save_on_train_epoch_end: Save at the end of the training epoch, not after validation.
+        enable_version_counter: Add -v1, -v2, ... to the name of a file that exists.
+        key_is_virtual: Let LaminDB choose the file names in its storage. False stores under the
+            artifact key.
+        artifact_observers: Objects with the methods on_artifact_saved and on_artifact_removed,
+            each given by class_path and init_args.
+    """
+
+    dirpath: Optional[str] = None
+    filename: Optional[str] = None
+    monitor: Optional[str] = None
+    verbose: bool = False
+    save_last: Optional[Union[bool, Literal["link"]]] = None
+    save_top_k: int = 1
+    save_on_exception: bool = False
+    save_weights_only: bool = False
+    mode: Literal["min", "max"] = "min"
+    auto_insert_metric_name: bool = True
+    every_n_train_steps: Optional[int] = None
+    train_time_interval: Optional[timedelta] = None
+    every_n_epochs: Optional[int] = None
+    save_on_train_epoch_end: Optional[bool] = None
+    enable_version_counter: bool = True
+    key_is_virtual: bool = True
+    artifact_observers: Optional[list[Any]] = None

@@ -1,0 +1,105 @@
+"""Who runs this job: enough about a process to tell later, on the same machine, that it is gone."""
+
+import os
+import socket
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+
+@dataclass(frozen=True)
+class ProcessIdentity:
+    """Identify one process on one machine, beyond its recycled pid.
+
+    Args:
+        host: Host name.
+        pid: Process id.
+        started_s: Start of the process, seconds since the epoch.
+        boot_id: Identifies the boot of the machine; empty where the system has none.
+        pid_namespace: Identifies the container in which the pid holds; empty likewise.
+    """
+
+    host: str
+    pid: int
+    started_s: float
+    boot_id: str = ""
+    pid_namespace: str = ""
+
+    @classmethod
+    def current(cls) -> "ProcessIdentity":
+        """Identify this process."""
+        return cls(
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            started_s=psutil.Process().create_time(),
+            boot_id=_boot_id(),
+            pid_namespace=_pid_namespace(),
+        )
+
+    @classmethod
+    def from_dict(cls, record: Any) -> "ProcessIdentity | None":
+        """Read what `to_dict` wrote; `None` if it is something else."""
+        try:
+            return cls(**record)
+        except TypeError:
+            return None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the identity as JSON."""
+        return asdict(self)
+
+    def is_gone(self) -> bool:
+        """Tell whether the process has certainly ended; `False` wherever that cannot be known.
+
+        The pid of another container, or of another machine that shares the host name, says
+        nothing here. A machine that was booted since has none of its old processes.
+        """
+        if self.host != socket.gethostname():
+            return False
+        if self.boot_id != _boot_id():
+            return bool(self.boot_id and self.pid_namespace == _pid_namespace())
+        if self.pid_namespace != _pid_namespace():
+            return False
+        try:
+            process = psutil.Process(self.pid)
+            # A zombie has ended: only its parent has not noticed yet.
+            return (
+                abs(process.create_time() - self.started_s) > 1
+                or process.status() == psutil.STATUS_ZOMBIE
+            )
+        except psutil.NoSuchProcess:
+            return True
+        except psutil.Error:
+            return False
+
+
+def is_global_zero() -> bool:
+    """Tell whether this process is, or will launch, rank zero of its job.
+
+    Read from the environment, for it is asked before there is a trainer: torchrun, Lightning's
+    launchers, SLURM and LSF say there which rank a process is.
+    """
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"):
+        if name in os.environ:
+            if int(os.environ[name]) != 0:
+                return False
+            if name == "RANK":
+                return True
+            break
+    return int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))) == 0
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _pid_namespace() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""

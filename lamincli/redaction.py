@@ -1,0 +1,113 @@
+"""Take secrets out of what is published: nested config, params and command lines.
+
+A value is a secret when its key says so (``api_key``, ``token``, ``password``, …, at any
+depth) or when its form does (credentials in a URL, a bearer token, well-known key formats).
+Pure: nothing here touches a file or a database.
+"""
+
+import re
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+REDACTED = "***REDACTED***"
+
+_WORD_BREAK = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+_SECRET_KEY = re.compile(
+    r"(?:^|_)(?:api_?keys?|access_?keys?|account_?key|private_?keys?|secret_?keys?|signing_?key"
+    r"|encryption_?key|secrets?|tokens?|passwords?|passwd|pwd|passphrase|credentials?|bearer"
+    r"|authorization|dsn|connection_?string|sas_?token|cookies?)(?:$|_)"
+)
+# `max_tokens: 512`, `num_token: 3` or `token_dim: 64` are numbers of tokens, not secrets.
+_COUNTS = re.compile(r"(?:^|_)(?:tokens?|cookies?)(?:$|_)")
+
+_URL_CREDENTIALS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]*://)[^/\s:@?#]*:[^/\s@]*@")
+_URL_QUERY_SECRET = re.compile(
+    r"(?P<name>[?&](?:[A-Za-z0-9_\-.]*[_\-.])?(?:api[_-]?key|access[_-]?key|key|secret|token|password"
+    r"|signature|sig|credential)=)[^&\s#]+",
+    re.IGNORECASE,
+)
+_BEARER = re.compile(r"(?P<name>\b(?:Bearer|Basic)\s+)[A-Za-z0-9._~+/\-]{8,}=*")
+_KNOWN_FORMS = re.compile(
+    r"\b(?:(?:AKIA|ASIA)[A-Z0-9]{16}"  # AWS access key ids
+    r"|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,}"  # GitHub
+    r"|hf_[A-Za-z0-9]{20,}"  # Hugging Face
+    r"|sk-[A-Za-z0-9_\-]{20,}"  # OpenAI, Anthropic
+    r"|glpat-[A-Za-z0-9_\-]{16,}"  # GitLab
+    r"|xox[abprs]-[A-Za-z0-9\-]{10,}"  # Slack
+    r"|eyJ[A-Za-z0-9_\-]{8,}\.eyJ[A-Za-z0-9_\-]{8,}\.[A-Za-z0-9_\-]+)"  # JSON web tokens
+)
+
+
+def is_secret_key(key: str) -> bool:
+    """Tell whether a key such as ``hub.apiKey`` or ``--db-password`` names a secret."""
+    words = _WORD_BREAK.sub("_", key).lower()
+    return bool(_SECRET_KEY.search(re.sub(r"[\W_]+", "_", words)))
+
+
+def redact(value: Any, key: str = "") -> Any:
+    """Return a copy of a nested value without its secrets.
+
+    Args:
+        value: Dicts, lists, tuples and scalars, nested to any depth.
+        key: The key under which the value stands.
+
+    Returns:
+        The same structure; secrets are replaced by `REDACTED`, everything else is equal.
+    """
+    secret = is_secret_key(key)
+    if isinstance(value, dict):
+        # All that lies below a secret key is secret, whatever it is called there.
+        return {k: redact(v, key if secret else str(k)) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(redact(item, key) for item in value)
+    if value is None or isinstance(value, bool):
+        return value
+    if secret and not (isinstance(value, (int, float)) and _COUNTS.search(key.lower())):
+        return REDACTED if value != "" else value
+    return redact_text(value) if isinstance(value, str) else value
+
+
+def redact_text(text: str) -> str:
+    """Return text without credentials in URLs, bearer tokens and keys of well-known form."""
+    text = _URL_CREDENTIALS.sub(rf"\g<scheme>{REDACTED}@", text)
+    text = _URL_QUERY_SECRET.sub(rf"\g<name>{REDACTED}", text)
+    text = _BEARER.sub(rf"\g<name>{REDACTED}", text)
+    return _KNOWN_FORMS.sub(REDACTED, text)
+
+
+def redact_argv(argv: Sequence[str]) -> str:
+    """Return a command line, quoted for a shell, without its secrets.
+
+    ``--a.token X``, ``--a.token=X`` and secrets inside JSON or YAML values are found.
+    """
+    redacted: list[str] = []
+    option = ""
+    for word in argv:
+        if word.startswith("--"):
+            option, equals, value = word.partition("=")
+            redacted.append(f"{option}={_redact_option(option, value)}" if equals else word)
+            if equals:
+                option = ""
+        else:
+            redacted.append(_redact_option(option, word))
+            option = ""
+    return shlex.join(redacted)
+
+
+def _redact_option(option: str, text: str) -> str:
+    if option and is_secret_key(option):
+        return str(redact(_parse(text), option))
+    nested = _parse(text)
+    if isinstance(nested, (dict, list)) and (clean := redact(nested)) != nested:
+        return yaml.safe_dump(clean, default_flow_style=True, width=10**9).strip()
+    return redact_text(text)
+
+
+def _parse(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text

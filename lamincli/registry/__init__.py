@@ -1,0 +1,1 @@
+"""Where artifacts go: the one place that writes artifacts to LaminDB."""

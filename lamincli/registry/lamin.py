@@ -1,0 +1,68 @@
+"""Write artifacts to LaminDB: what may be published, what is retired, and what is an outage."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from django.db import InterfaceError, OperationalError
+
+from lamincli.redaction import redact
+
+
+def is_outage(error: BaseException) -> bool:
+    """Tell by type whether a database, a storage or a network is away, and not the user or us.
+
+    A locked or unreachable database, a full disk, a refused connection, a throttling store.
+    """
+    if isinstance(error, (OperationalError, InterfaceError, OSError)):
+        return not isinstance(error, (FileNotFoundError, IsADirectoryError, NotADirectoryError))
+    # Imported by lamindb only where the storage is remote.
+    return type(error).__module__.split(".")[0] in {"botocore", "aiohttp", "httpx", "gcsfs"}
+
+
+def retire(artifact: Any, successor: Any = None) -> None:
+    """Delete an artifact whose successor is committed, with its file.
+
+    With `key_is_virtual=False` the successor lies in the same place; then the file is its file.
+    """
+    shares_file = successor is not None and str(successor.path) == str(artifact.path)
+    artifact.delete(permanent=True, storage=not shares_file)
+
+
+@contextmanager
+def publish_clean_copy(path: Path) -> Iterator[Path]:
+    """Yield the file to publish: for YAML with secrets, a copy without them.
+
+    The user's own file is left as it is.
+    """
+    if path.suffix not in {".yaml", ".yml"} or not path.is_file():
+        yield path
+        return
+    with path.open() as file:
+        # hparams.yaml of Lightning may hold Python tags; those are read as plain values.
+        content = yaml.load(file, Loader=_PlainLoader)  # noqa: S506  builds no objects
+    if (clean := redact(content)) == content:
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / path.name
+        copy.write_text(yaml.safe_dump(clean, sort_keys=False))
+        yield copy
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Read YAML of any tag as dicts, lists and scalars."""
+
+
+def _construct_plain(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> Any:
+    if isinstance(node, yaml.MappingNode):
+        return loader.construct_mapping(node, deep=True)
+    if isinstance(node, yaml.SequenceNode):
+        return loader.construct_sequence(node, deep=True)
+    return loader.construct_scalar(node)  # type: ignore[arg-type]
+
+
+_PlainLoader.add_multi_constructor("", _construct_plain)

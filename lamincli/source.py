@@ -1,0 +1,79 @@
+"""Which file is the user's code: the script that was run, else the file of the model class."""
+
+import inspect
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+_NOT_THE_USER = {"lamincli", "lightning", "pytorch_lightning", "jsonargparse", "runpy", "contextlib"}
+_LAUNCHER_FOLDERS = (Path(__file__).parent, Path(sys.base_prefix))
+
+
+@dataclass(frozen=True)
+class Source:
+    """Name the code of a run.
+
+    Args:
+        path: The file, if there is one.
+        key: Key of the transform, if it does not follow from the path: files of packages are
+            called ``pypackages/<package>/<module>.py``, as lamindb calls them.
+        code: The source text where there is no file, as for a class in a notebook.
+    """
+
+    path: Path | None = None
+    key: str | None = None
+    code: str | None = None
+
+
+def find_source(model: Any) -> Source | None:
+    """Return the user's script, else where the model is defined, else `None`.
+
+    Args:
+        model: The model class, or the function that returns the model.
+    """
+    return _script() or _definition(model)
+
+
+def _script() -> Source | None:
+    """Return the file from which the command line was built, as `ln.track()` there would."""
+    frames = []
+    frame: FrameType | None = inspect.currentframe()
+    while frame is not None:
+        if (module := frame.f_globals.get("__name__", "")).split(".")[0] not in _NOT_THE_USER:
+            frames.append((module, frame.f_code.co_filename))
+        frame = frame.f_back
+    # In `python train.py`, the script; else the caller, as in a console script of a package.
+    # Launchers (lamin-train, pytest, torchrun, a notebook kernel) are no code of the user.
+    scripts = [found for found in frames if found[0] == "__main__"]
+    for module, filename in [*scripts, *frames[:1]]:
+        path = Path(filename)
+        if path.suffix == ".py" and path.is_file() and not _is_launcher(module, path):
+            return _source_of(module, path)
+    return None
+
+
+def _is_launcher(module: str, path: Path) -> bool:
+    homes = ("site-packages" in path.parts, *map(path.is_relative_to, _LAUNCHER_FOLDERS))
+    return module == "__main__" and any(homes)
+
+
+def _definition(model: Any) -> Source | None:
+    try:
+        filename = inspect.getsourcefile(inspect.unwrap(model))
+    except TypeError:
+        return None
+    if filename is not None and Path(filename).is_file():
+        return _source_of(model.__module__, Path(filename))
+    try:
+        code = inspect.getsource(model)
+    except (OSError, TypeError):
+        return None
+    return Source(key=f"{model.__module__}.{model.__qualname__}", code=code)
+
+
+def _source_of(module: str, path: Path) -> Source:
+    in_package = "." in module
+    key = f"pypackages/{module.replace('.', '/')}.py" if in_package else None
+    return Source(path=path.resolve(), key=key)

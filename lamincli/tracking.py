@@ -1,0 +1,430 @@
+"""The life of a Run: begin it, tell every rank, and close it however the job ends.
+
+`ln.track()` makes the run. What it lacks for a training job is added here: it never prompts,
+leaves the streams and the signal handlers of the process alone, and an over-long command line
+does not end the job. This file touches lamindb's private parts that this needs; each is named in
+``docs/design.md``, with the test that fails when a release moves it.
+"""
+
+import contextlib
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal
+
+import lamindb as ln
+from lamindb.base.types import RUN_STATUS_TO_CODE
+from lamindb.errors import DoesNotExist
+from lamindb.integrations.lightning import save_lightning_features
+
+from lamincli import __version__, console
+from lamincli.errors import RecordError, did_you_mean
+from lamincli.features import as_json, dtype_of, metric_values
+from lamincli.log import RunLog
+from lamincli.options import LaminOptions
+from lamincli.process import ProcessIdentity
+from lamincli.redaction import redact, redact_argv
+from lamincli.source import Source
+
+Status = Literal["completed", "errored", "aborted"]
+
+RUN_UID_VARIABLE = "LAMIN_TRAIN_RUN_UID"
+"""Environment variable by which the uid reaches the processes that a job starts."""
+
+_CLI_ARGS_LENGTH = 1024
+_EXTRA_DATA_KEY = "lamin_train"
+
+
+@dataclass
+class TrackedRun:
+    """A run of this process.
+
+    Args:
+        record: The `lamindb.Run`.
+        slug: The instance, owner/name.
+        owned: Whether we began it; a run that the script began is the script's to end.
+        log: The log of the run; `None` for a run of the script, whose log lamindb keeps.
+    """
+
+    record: Any
+    slug: str
+    owned: bool
+    log: RunLog | None = None
+    _is_finished: bool = field(default=False, init=False)
+
+    @property
+    def uid(self) -> str:
+        """The uid of the run."""
+        return str(self.record.uid)
+
+    def add_features(self, values: dict[str, Any]) -> None:
+        """Annotate the run, where no checkpoint callback does it."""
+        if values:
+            self.record.features.add_values(values)
+
+    def record_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Keep the last value of every metric, and as a run feature where one has its name."""
+        values = metric_values(metrics)
+        if not values:
+            return
+        extra = dict(self.record.extra_data or {})
+        extra["metrics"] = {**extra.get("metrics", {}), **as_json(values)}
+        self.record.extra_data = extra
+        self.record.save()
+        known = {
+            feature.name: feature
+            for feature in ln.Feature.filter(name__in=list(values), is_type=False)
+            if feature._dtype_str in {"float", "num", "int"}
+        }
+        if known:
+            self.record.features.add_values({f: _as_dtype(values[f.name], f) for f in known.values()})
+
+    def finish(
+        self,
+        status: Status,
+        error: BaseException | None = None,
+        farewell: Callable[[], None] | None = None,
+    ) -> None:
+        """Close the run, with its status, its end and its log. Further calls do nothing.
+
+        A run of the script is left open. A database that has gone away is a warning.
+
+        Args:
+            status: How the job ended.
+            error: What ended it, whose traceback the log shall hold.
+            farewell: Says the last words, which are part of the log.
+        """
+        if self._is_finished or not self.owned:
+            return
+        self._is_finished = True
+        os.environ.pop(RUN_UID_VARIABLE, None)
+        try:
+            _set_ending(self.record, status, datetime.now(timezone.utc))
+            if farewell is not None:
+                farewell()
+            if self.log is not None:
+                if error is not None:
+                    self.log.write("".join(traceback.format_exception(error)))
+                self.log.close()
+            _save_report(self.record)
+        except Exception as failure:
+            console.warn(f"run {self.uid} could not be closed as {status}: {_first_line(failure)}")
+        finally:
+            if self.log is not None:
+                self.log.close()
+            ln.setup.logger.set_handler()
+            _leave_context()
+
+
+def begin(
+    options: LaminOptions,
+    *,
+    slug: str,
+    source: Source | None,
+    params: dict[str, Any],
+    argv: Sequence[str],
+    stage: str | None,
+) -> TrackedRun:
+    """Begin the run of this job, or go on with the one that the script began.
+
+    Args:
+        options: What the user asked to record.
+        slug: The connected instance.
+        source: The code that becomes the transform.
+        params: The resolved config; secrets are taken out here.
+        argv: The words of the command line, without the program.
+        stage: The subcommand, if there is one.
+
+    Returns:
+        The run, saved, with its parameters and its log open.
+
+    Raises:
+        RecordError: A feature, project, space or branch does not exist or does not fit; all
+            such mistakes at once, and no run was made.
+    """
+    _check_records(options, slug)
+    if options.auto_features:
+        _ensure_lightning_features()
+    close_gone_runs()
+    command = redact_argv(argv)
+    if ln.context.run is not None:
+        tracked = TrackedRun(ln.context.run, slug, owned=False)
+    else:
+        _track(options, source, command)
+        tracked = TrackedRun(ln.context.run, slug, owned=True)
+    run = tracked.record
+    run.params = run.params or as_json(redact(params))
+    run.extra_data = {
+        **(run.extra_data or {}),
+        _EXTRA_DATA_KEY: {
+            "version": __version__,
+            "stage": stage,
+            "command": command,
+            "process": ProcessIdentity.current().to_dict(),
+        },
+    }
+    run.save()
+    os.environ[RUN_UID_VARIABLE] = tracked.uid
+    if tracked.owned:
+        tracked.log = RunLog(_log_path(tracked.uid))
+        program = Path(sys.argv[0]).name
+        tracked.log.open(f"run {tracked.uid} in {slug}\n$ {program} {command}\n")
+        ln.setup.logger.set_handler()  # lamindb's messages follow sys.stdout
+    return tracked
+
+
+def adopt(uid: str) -> None:
+    """Make a run that another process of this job began the current one of this process."""
+    if ln.context.run is None:
+        ln.context._run = ln.Run.get(uid)
+        ln.context._transform = ln.context._run.transform
+
+
+def close_gone_runs() -> list[str]:
+    """Close the runs of this machine whose process is gone, as aborted; returns their uids.
+
+    `finished_at` becomes the last sign of life: the last output in the log, where one is left.
+    """
+    me = ProcessIdentity.current()
+    open_codes = [RUN_STATUS_TO_CODE["started"], RUN_STATUS_TO_CODE["restarted"]]
+    closed = []
+    for run in ln.Run.objects.filter(
+        _status_code__in=open_codes, **{f"extra_data__{_EXTRA_DATA_KEY}__process__host": me.host}
+    ):
+        process = ProcessIdentity.from_dict(run.extra_data[_EXTRA_DATA_KEY]["process"])
+        if process is None or process == me or not process.is_gone():
+            continue
+        log = _log_path(run.uid)
+        ended_s = log.stat().st_mtime if log.exists() else None
+        ended = datetime.fromtimestamp(ended_s, timezone.utc) if ended_s else datetime.now(timezone.utc)
+        _set_ending(run, "aborted", max(ended, run.started_at))
+        _save_report(run)
+        closed.append(str(run.uid))
+    if closed:
+        console.say(f"closed as aborted, for their process is gone: {', '.join(closed)}")
+    return closed
+
+
+def _set_ending(run: Any, status: Status, finished_at: datetime) -> None:
+    run._status_code = RUN_STATUS_TO_CODE[status]
+    run.finished_at = finished_at
+    run.save()
+
+
+def _save_report(run: Any) -> None:
+    from lamindb.core._finish import save_run_logs
+
+    with _silent_lamindb():
+        save_run_logs(run, save_run=True)
+    _log_path(run.uid).unlink(missing_ok=True)
+
+
+def _leave_context() -> None:
+    """Let the next run of this process begin afresh, as `ln.finish()` does."""
+    for name in ("_run", "_transform", "_uid", "_version", "_description", "_path"):
+        setattr(ln.context, name, None)
+    # These outlive ln.finish(), so that the next run would inherit them.
+    ln.context._project = ln.context._space = ln.context._branch = None
+
+
+def _log_path(uid: str) -> Path:
+    # The name is lamindb's, so that its own tools find the file.
+    return Path(ln.setup.settings.cache_dir) / f"run_logs_{uid}.txt"
+
+
+def _track(options: LaminOptions, source: Source | None, command: str) -> None:
+    """Call `ln.track()` with all that it would otherwise ask, guess or take over."""
+    arguments: dict[str, Any] = {
+        "project": options.project,
+        "space": options.space,
+        "branch": options.branch,
+        "stream_tracking": False,  # or sys.stdout is no terminal any more, and signals are taken
+    }
+    if source is not None and source.path is not None:
+        key = source.key or _transform_key(source.path)
+        uid = _transform_uid(source.path, key)
+        arguments |= {"path": source.path, "key": key, "transform": uid}
+    elif source is not None:
+        arguments |= {"source_code": source.code, "key": source.key, "kind": "function"}
+    with _silent_lamindb(), _recorded_command(command):
+        try:
+            ln.track(**arguments)
+        except Exception as error:
+            if not _is_git_failure(error):
+                raise
+            console.warn(f"no git reference for the transform: {_first_line(error)}")
+            with _without_git():
+                ln.track(**arguments)
+
+
+def _transform_key(path: Path) -> str:
+    """Return the key that `ln.track()` in this script would choose."""
+    from lamindb_setup.core._settings_store import dev_dir_containing
+
+    root = dev_dir_containing(path, instance_slug=ln.setup.settings.instance.slug)
+    return path.relative_to(root).as_posix() if root else path.name
+
+
+def _transform_uid(path: Path, key: str) -> str | None:
+    """Return a uid only where `ln.track()` would ask whether the file was renamed or copied.
+
+    It asks when the same text is known under another key. A batch job cannot answer; a file under
+    its own key is a transform of its own.
+    """
+    from lamindb.base.uids import base62_12
+    from lamindb_setup.core.hashing import hash_file
+
+    same_text = ln.Transform.filter(hash=hash_file(path)[1])
+    first = same_text.first()
+    if first is None or first.key.endswith(key):
+        return None
+    if (own := same_text.filter(key=key).first()) is not None:
+        return str(own.uid)
+    latest = ln.Transform.filter(key=key, is_latest=True).order_by("-created_at").first()
+    if latest is None:
+        return base62_12() + "0000"
+    from lamindb_setup.core.base62 import increment_base62
+
+    return str(latest.uid[:-4] + increment_base62(latest.uid[-4:]))
+
+
+def _is_git_failure(error: Exception) -> bool:
+    from subprocess import CalledProcessError
+
+    from lamindb.errors import BlobHashNotFound
+
+    return ln.settings.sync_git_repo is not None and isinstance(
+        error, (BlobHashNotFound, CalledProcessError, RuntimeError)
+    )
+
+
+@contextlib.contextmanager
+def _without_git() -> Iterator[None]:
+    instance, environment = ln.setup.settings.instance, os.environ.pop("LAMINDB_SYNC_GIT_REPO", None)
+    repositories = ln.settings._sync_git_repo, instance._git_repo
+    ln.settings._sync_git_repo = instance._git_repo = None
+    try:
+        yield
+    finally:
+        ln.settings._sync_git_repo, instance._git_repo = repositories
+        if environment is not None:
+            os.environ["LAMINDB_SYNC_GIT_REPO"] = environment
+
+
+@contextlib.contextmanager
+def _recorded_command(command: str) -> Iterator[None]:
+    """Let `ln.track()` read a quoted, redacted command line that fits its column."""
+    argv = sys.argv
+    if len(command) > _CLI_ARGS_LENGTH:
+        command = command[: _CLI_ARGS_LENGTH - 2] + " …"
+    sys.argv = [argv[0], command] if command else argv[:1]
+    try:
+        yield
+    finally:
+        sys.argv = argv
+
+
+@contextlib.contextmanager
+def _silent_lamindb() -> Iterator[None]:
+    verbosity = ln.settings.verbosity
+    try:
+        with ln.setup.logger.mute():
+            yield
+    finally:
+        ln.settings.verbosity = verbosity  # ln.track() raises it
+
+
+def _check_records(options: LaminOptions, slug: str) -> None:
+    """Find everything that the options name and the instance does not have."""
+    mistakes = []
+    for registry, name, default in (
+        (ln.Project, options.project, None),
+        (ln.Space, options.space, None),
+        (ln.Branch, options.branch, None),
+    ):
+        if name is None or _exists(registry, name):
+            continue
+        label = registry.__name__.lower()
+        names = [record.name for record in registry.filter()]
+        create = f" Create it with ln.{registry.__name__}(name={name!r}).save()."
+        mistakes.append(
+            f"--lamin.{label} {name}: no such {label} in {slug}."
+            + (did_you_mean(name, names) or ("" if registry is ln.Space else create))
+        )
+    mistakes += _feature_mistakes(options, slug)
+    if mistakes:
+        raise RecordError("\n".join(mistakes))
+
+
+def _exists(registry: Any, name: str) -> bool:
+    return any(registry.filter(**{by: name}).exists() for by in ("name", "uid"))
+
+
+def _feature_mistakes(options: LaminOptions, slug: str) -> list[str]:
+    wanted = {**options.features.artifact, **options.features.run}
+    if not wanted:
+        return []
+    known = {f.name: f for f in ln.Feature.filter(name__in=list(wanted), is_type=False)}
+    mistakes = []
+    if missing := [name for name in wanted if name not in known]:
+        all_names = [f.name for f in ln.Feature.filter(is_type=False)]
+        hints = "".join(did_you_mean(name, all_names) for name in missing)
+        create = "; ".join(
+            f"ln.Feature(name={name!r}, dtype={dtype_of(wanted[name])}).save()" for name in missing
+        )
+        mistakes.append(
+            f"--lamin.features: {', '.join(missing)} not in {slug}.{hints} Create with:\n"
+            f"    python -c {shlex.quote(f'import lamindb as ln; {create}')}"
+        )
+    for kind, values in (("run", options.features.run), ("artifact", options.features.artifact)):
+        for name, value in values.items():
+            if name in known and value is not None and (why := _misfit(known[name], value)):
+                mistakes.append(f"--lamin.features.{kind}.{name}: {why}")
+    return mistakes
+
+
+def _misfit(feature: Any, value: Any) -> str | None:
+    """Say why a value does not fit a feature, as lamindb would when it is saved."""
+    from lamindb.curators.core import DictCurator
+    from lamindb.errors import ValidationError
+
+    try:
+        with _silent_lamindb():
+            DictCurator({feature.name: value}, ln.Schema([feature])).validate()
+    except ValidationError as error:
+        return f"{value!r} does not fit the feature's type {feature._dtype_str}: {_first_line(error)}"
+    return None
+
+
+def _ensure_lightning_features() -> None:
+    """Create the Lightning features once, where they are missing and the database permits it."""
+    from django.db import Error
+
+    from lamindb.integrations.lightning import _SUPPORTED_AUTO_FEATURES as NAMES
+
+    names = set(
+        ln.Feature.filter(type__name="lamindb.lightning", name__in=NAMES).values_list("name", flat=True)
+    )
+    if names == set(NAMES):
+        return
+    try:
+        with _silent_lamindb():
+            save_lightning_features()
+    except (Error, DoesNotExist, PermissionError) as error:
+        console.warn(
+            f"the Lightning features cannot be created ({_first_line(error)}); "
+            "ask an owner of the instance to call save_lightning_features() once"
+        )
+
+
+def _as_dtype(value: float, feature: Any) -> float | int:
+    return round(value) if feature._dtype_str == "int" else value
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
