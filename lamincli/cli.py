@@ -9,6 +9,7 @@ import atexit
 import importlib
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -29,6 +30,7 @@ from lightning.pytorch.cli import (
 from lamincli import console
 from lamincli.callbacks.stop import StopOnSignal
 from lamincli.errors import LaminTrainError, UsageError, did_you_mean
+from lamincli.features import metric_values
 from lamincli.options import CheckpointOptions, FeatureOptions, LaminOptions
 from lamincli.process import is_global_zero
 
@@ -151,6 +153,11 @@ class LaminLightningCLI(LightningCLI):
         elif self._tracked is not None:
             self._finish_at_exit()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave behind what belongs to this process, for strategies that spawn the ranks."""
+        ours = {"_tracked": None, "_config_saver": None, "_resources": None, "_stop": None}
+        return self.__dict__ | ours
+
     # -- the record ------------------------------------------------------------------------
 
     @property
@@ -168,6 +175,8 @@ class LaminLightningCLI(LightningCLI):
         if self._tracked is not None:
             if LaminLightningCLI._open is self:
                 LaminLightningCLI._open = None
+            if self._stop.signum is not None:
+                self._tracked.note(f"stopped by {signal.Signals(self._stop.signum).name}")
             self._record_metrics()
             self._tracked.finish(status, error, farewell=lambda: self._show_ending(status))
         self._resources.close()
@@ -203,13 +212,15 @@ class LaminLightningCLI(LightningCLI):
     def _end_by(self, error: BaseException) -> NoReturn:
         """Close the run by what ended the job, and end the program as its user expects."""
         stopped = self._stop.signum is not None
-        if stopped or isinstance(error, KeyboardInterrupt):
+        if stopped:
+            self.finish("aborted")
+            raise SystemExit(self._stop.exit_code) from None
+        if isinstance(error, KeyboardInterrupt):
             self.finish("aborted", error)
-            if stopped:
-                raise SystemExit(self._stop.exit_code) from None
             raise error
         if isinstance(error, SystemExit):
-            self.finish("completed" if error.code in (None, 0) else "errored", error)
+            wanted = error.code in (None, 0)
+            self.finish("completed" if wanted else "errored", None if wanted else error)
             raise error
         self.finish("errored", error)
         if isinstance(error, LaminTrainError) and self.parser.exit_on_error:
@@ -414,39 +425,50 @@ class LaminLightningCLI(LightningCLI):
     def _show_ending(self, status: Status) -> None:
         assert self._tracked is not None
         ending = console.Ending(self._tracked.uid, status, self._tracked.slug)
-        callback = next(filter(_publishes, self._trainer_checkpoints()), None)
-        best = callback and callback.best_model_path
-        if best:
-            key = callback.resolve_artifact_key(self.trainer, best, "checkpoint")
-            score = callback.best_model_score
-            shown = f" {callback.monitor}={float(score):.4g}" if score is not None else ""
-            ending.rows["best checkpoint" if callback.monitor else "checkpoint"] = key + shown
-        config_key = getattr(self._config_saver, "key", None)
-        if config_key:
+        trainer = getattr(self, "trainer", None)
+        callbacks = trainer.checkpoint_callbacks if trainer else []
+        callback: Any = next(filter(_publishes, callbacks), None)
+        if trainer is not None and trainer.state.fn == "fit":
+            self._tell_of_checkpoint(ending, callback, status)
+        elif trainer is not None:
+            metrics = metric_values(trainer.callback_metrics)
+            ending.rows |= {name: f"{value:.4g}" for name, value in metrics.items()}
+        if config_key := getattr(self._config_saver, "key", None):
             ending.rows["config"] = config_key
-        if best and status == "completed":
-            ending.commands = self._next_commands(best, key)
         ending.unpublished = list(getattr(callback, "unpublished", ()))
         console.show_ending(ending)
 
-    def _trainer_checkpoints(self) -> list[Any]:
-        trainer = getattr(self, "trainer", None)
-        return list(trainer.checkpoint_callbacks) if trainer else []
-
-    def _next_commands(self, best: str, key: str) -> dict[str, list[str]]:
-        commands = {}
+    def _tell_of_checkpoint(self, ending: console.Ending, callback: Any, status: Status) -> None:
+        """Name the checkpoint to go on with, and the commands that do."""
+        if callback is None:
+            return
+        completed = status == "completed"
+        path = callback.best_model_path if completed else callback._last_checkpoint_saved
+        if not path:
+            return
+        assert self._tracked is not None
+        key = callback.resolve_artifact_key(self.trainer, path, "checkpoint")
+        score = callback.best_model_score if completed else None
+        text = key if score is None else f"{key}  {callback.monitor}={float(score):.4g}"
+        label = "checkpoint" if callback.monitor is None else "best checkpoint"
+        ending.rows[label if completed else "last checkpoint"] = text
         config = self._config_saver and self._config_saver.local_path
-        if config is not None and "test_step" in vars(type(self.model)):
-            words = [*_program(), "test", "--config", _short(config), "--ckpt_path", _short(best)]
-            commands["test it"] = words
+        arguments = ["--config", _short(config), "--ckpt_path", _short(path)] if config else None
+        if not completed:
+            if arguments:
+                ending.commands["continue it"] = [*_program(), "fit", *arguments]
+            return
+        if arguments and "test_step" in vars(type(self.model)):
+            ending.commands["test it"] = [*_program(), "test", *arguments]
         kind = type(self.model)
-        if kind.__module__ != "__main__":
+        uid = self._tracked.artifact_uid(key)
+        if kind.__module__ != "__main__" and uid:
+            name = kind.__qualname__
             code = (
-                f"import lamindb as ln; from {kind.__module__} import {kind.__qualname__}; "
-                f"print({kind.__qualname__}.load_from_checkpoint(ln.Artifact.get(key={key!r}).cache()))"
+                f"import lamindb as ln; from {kind.__module__} import {name}; "
+                f'print({name}.load_from_checkpoint(ln.Artifact.get("{uid}").cache()))'
             )
-            commands["load it"] = ["python", "-c", code]
-        return commands
+            ending.commands["load it"] = ["python", "-c", code]
 
 
 def _publishes(callback: Any) -> bool:

@@ -42,6 +42,8 @@ def connected(instance: str | None) -> Iterator[str]:
         InstanceError: The instance does not exist or cannot be created or reached.
     """
     slug = connect(instance)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_forget_connections)
     before = os.environ.get(_ENVIRONMENT_VARIABLE)
     os.environ[_ENVIRONMENT_VARIABLE] = slug  # ranks and workers connect to the same one
     try:
@@ -68,11 +70,15 @@ def connect(instance: str | None) -> str:
     return _connect_slug(instance)
 
 
-def is_configured() -> bool:
-    """Tell whether a default instance exists, without creating or connecting one."""
-    from lamindb_setup import settings
+def _forget_connections() -> None:
+    """Leave the database connections to the parent, which goes on using them.
 
-    return bool(settings.is_configured) or (DEFAULT_FOLDER / _DATABASE).exists()
+    Closing one here would end it for the parent too; a new one is opened on first use.
+    """
+    from django.db import connections
+
+    for connection in connections.all(initialized_only=True):
+        connection.connection = None
 
 
 def _names_a_folder(instance: str) -> bool:

@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,6 +62,16 @@ class TrackedRun:
     def uid(self) -> str:
         """The uid of the run."""
         return str(self.record.uid)
+
+    def note(self, text: str) -> None:
+        """Write a line into the log alone."""
+        if self.log is not None:
+            self.log.write(f"{text}\n")
+
+    def artifact_uid(self, key: str) -> str | None:
+        """Return the uid of the artifact that this run has under a key."""
+        uids = ln.Artifact.filter(key=key, run=self.record).values_list("uid", flat=True)
+        return uids.first()
 
     def add_features(self, values: dict[str, Any]) -> None:
         """Annotate the run, where no checkpoint callback does it."""
@@ -178,9 +189,10 @@ def begin(
     return tracked
 
 
-def adopt(uid: str) -> None:
-    """Make a run that another process of this job began the current one of this process."""
-    if ln.context.run is None:
+def adopt_from_parent() -> None:
+    """Make the run of the parent current in a process that a strategy spawned as rank zero."""
+    uid = os.environ.get(RUN_UID_VARIABLE)
+    if ln.context.run is None and uid is not None and parent_process() is not None:
         ln.context._run = ln.Run.get(uid)
         ln.context._transform = ln.context._run.transform
 

@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lamincli import console
 from lamincli.errors import MonitorNotLoggedError, did_you_mean
 from lamincli.registry.lamin import is_outage, publish_clean_copy, retire
+from lamincli.tracking import adopt_from_parent
 
 
 class Checkpoint(ll.Checkpoint):
@@ -114,13 +115,10 @@ class Checkpoint(ll.Checkpoint):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Learn the run on every rank, and check the features once a run."""
-        run_uid = self._run_uid or (ln.context.run.uid if ln.context.run else None)
-        self._run_uid = trainer.strategy.broadcast(run_uid)
-        if trainer.is_global_zero and self._run_uid and ln.context.run is None:
-            # This is a process that the strategy spawned: it knows the run by its uid only.
-            from lamincli.tracking import adopt
-
-            adopt(self._run_uid)
+        if trainer.is_global_zero:
+            adopt_from_parent()
+            self._run_uid = ln.context.run.uid if ln.context.run else None
+        self._run_uid = trainer.strategy.broadcast(self._run_uid)
         if self._run_uid and self._features_of_run == self._run_uid:
             ModelCheckpoint.setup(self, trainer, pl_module, stage)
             self._trainer = trainer

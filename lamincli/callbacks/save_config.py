@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from lamindb.integrations import lightning as ll
 from lamincli import console
 from lamincli.callbacks.checkpoint import Checkpoint
 from lamincli.registry.lamin import is_outage
+from lamincli.tracking import adopt_from_parent
 
 
 class SaveConfigCallback(ll.SaveConfigCallback):
@@ -53,6 +55,7 @@ class SaveConfigCallback(ll.SaveConfigCallback):
         if self.already_saved:
             return
         if trainer.is_global_zero:
+            adopt_from_parent()
             if self.save_to_log_dir:
                 self.local_path = self._write(trainer)
                 self._save_config(trainer, self.local_path)
@@ -69,7 +72,7 @@ class SaveConfigCallback(ll.SaveConfigCallback):
         if self.overwrite:
             places = places[:1]
         counted = (places[-1].with_stem(f"{usual.stem}-{n}") for n in range(1, 10_000))
-        for path in (*places, *counted):
+        for path in chain(places, counted):
             if self.overwrite or not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self.parser.save(

@@ -1,13 +1,14 @@
 """Stop a training on a signal: at the end of a batch, with a last checkpoint, and say so.
 
-Lightning already knows how to stop all ranks at the end of a batch: `received_sigterm`, which it
-shares between ranks. Ctrl-C and a hang-up take the same way here, so that they too leave a
-checkpoint. A second signal, or one while nothing is trained, ends the job at once.
+Lightning can leave its loops at the end of a batch, by `received_sigterm`. Ctrl-C and a hang-up
+take the same way here, so that they too leave a checkpoint. A second signal, or one while nothing
+is trained, ends the job at once.
 """
 
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -15,29 +16,36 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-
 
 _DEFAULTS: dict[str, Any] = {
     "SIGINT": signal.default_int_handler,
     "SIGTERM": signal.SIG_DFL,
     "SIGHUP": signal.SIG_DFL,
 }
+_CHECK_EVERY_S = 1.0
 
 
 class StopOnSignal(pl.Callback):
     """End the training at the next batch end once a signal has come, after a last checkpoint.
 
     Only signals in their default disposition are taken over: one that the parent has ignored (as
-    ``nohup`` does), or that the user's program handles, stays as it is.
+    ``nohup`` does), or that the user's program handles, stays as it is. With several ranks, rank
+    zero decides, and about once a second all ranks learn of it at the same batch; a rank that
+    left the loop alone would hang the others.
 
-    Runs on: every rank. The decision is that of global rank zero, by Lightning's own broadcast.
+    Runs on: every rank.
     """
 
     def __init__(self) -> None:
         self.signum: int | None = None
-        self._trainer: pl.Trainer | None = None
+        self._taken: tuple[int, ...] = ()
+        self._trainer: pl.Trainer | None = None  # while its loops run
+        self._batches = 0
+        self._check_after = 1
+        self._checked_s = time.monotonic()
 
     @contextmanager
     def installed(self) -> Iterator["StopOnSignal"]:
@@ -50,6 +58,7 @@ class StopOnSignal(pl.Callback):
             number = getattr(signal, name, None)  # Windows has no SIGHUP
             if number is not None and signal.getsignal(number) == default:
                 previous[number] = signal.signal(number, self._on_signal)
+        self._taken = tuple(previous)
         try:
             yield self
         finally:
@@ -64,25 +73,73 @@ class StopOnSignal(pl.Callback):
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         again = self.signum is not None
         self.signum = self.signum or signum
-        if again or not self._is_training():
-            raise SystemExit(self.exit_code)
-        name = signal.Signals(signum).name
-        # Handlers may interrupt a print: os.write is safe there, print is not.
-        os.write(2, f"\n! {name}: stopping after this batch; again to stop at once\n".encode())
-        assert self._trainer is not None
-        self._trainer._signal_connector.received_sigterm = True
-
-    def _is_training(self) -> bool:
         trainer = self._trainer
-        return trainer is not None and trainer.state.status == TrainerStatus.RUNNING
+        if again or trainer is None or not self._can_stop_softly(trainer):
+            raise SystemExit(self.exit_code)
+        if trainer.is_global_zero:
+            # A handler may interrupt a print: os.write is safe there, print is not.
+            name = signal.Signals(signum).name
+            os.write(2, f"\n! {name}: stopping after this batch; again to stop at once\n".encode())
+        if trainer.world_size == 1:
+            self._leave_loops(trainer)
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Know the trainer that can be stopped."""
+    @staticmethod
+    def _can_stop_softly(trainer: pl.Trainer) -> bool:
+        running: bool = trainer.state.status == TrainerStatus.RUNNING
+        # Lightning has no stop that several ranks agree on in its other loops.
+        return running and (trainer.world_size == 1 or trainer.state.fn == TrainerFn.FITTING)
+
+    @staticmethod
+    def _leave_loops(trainer: pl.Trainer) -> None:
+        trainer._signal_connector.received_sigterm = True
+
+    def _enter_loop(self, trainer: pl.Trainer) -> None:
+        """Know the trainer that can be stopped, now that its loop begins.
+
+        Lightning has just put a handler of its own before ours, which broadcasts between ranks
+        from within the signal handler and so hangs them; only its SLURM requeue needs it.
+        """
         self._trainer = trainer
+        environment = trainer._accelerator_connector.cluster_environment
+        requeues = isinstance(environment, SLURMEnvironment) and environment.auto_requeue
+        if signal.SIGTERM in self._taken and not requeues:
+            signal.signal(signal.SIGTERM, self._on_signal)
+
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin to stop softly."""
+        self._enter_loop(trainer)
+
+    on_train_start = on_sanity_check_start
+    on_validation_start = on_sanity_check_start
+    on_test_start = on_sanity_check_start
+    on_predict_start = on_sanity_check_start
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Forget the trainer: from here on a signal ends the job at once."""
         self._trainer = None
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
+        """Let all ranks learn of a signal at the same batch."""
+        self._agree(trainer)
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
+        """Likewise, in the validation of a fit."""
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._agree(trainer)
+
+    def _agree(self, trainer: pl.Trainer) -> None:
+        if trainer.world_size == 1:
+            return
+        self._batches += 1
+        if self._batches < self._check_after:
+            return
+        now_s = time.monotonic()
+        per_batch_s = (now_s - self._checked_s) / self._batches
+        pause = max(1, int(_CHECK_EVERY_S / max(per_batch_s, 1e-6)))
+        stop, self._check_after = trainer.strategy.broadcast((self.signum is not None, pause))
+        self._batches, self._checked_s = 0, now_s
+        if stop:
+            self._leave_loops(trainer)
 
     def on_predict_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
         """Stop a prediction too, which Lightning's own loop does not."""
@@ -103,6 +160,5 @@ class StopOnSignal(pl.Callback):
                 callback.save_on_exception = True
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"signum": None, "_trainer": None}
-
-
+        """Leave the trainer and the signals to this process, where a strategy spawns ranks."""
+        return StopOnSignal().__dict__

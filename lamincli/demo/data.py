@@ -43,6 +43,7 @@ class DigitsDataModule(pl.LightningDataModule):
             artifact = ln.Artifact(
                 self._file,
                 key=ARTIFACT_KEY,
+                kind="dataset",
                 description="8x8 images of handwritten digits, the last column is the label",
                 run=False,
             ).save()
