@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import importlib
+import inspect
 import os
 import re
 import signal
@@ -57,6 +58,12 @@ class LaminArgumentParser(LightningArgumentParser):
         return not any(hasattr(action, "_name_parser_map") for action in self._actions)
 
     def _did_you_mean(self, message: str) -> str:
+        if re.search(r"required: (\w+\.)?model\b", message):
+            return ". Give --model CLASS_PATH, or model.class_path in the config file."
+        if refused := re.search(r"class_path '([^']+)':\s+Option '(\w+)' is not", message):
+            taken = inspect.signature(_import(refused[1])).parameters
+            hint = did_you_mean(refused[2], taken).strip()
+            return "\n" + (hint or f"It takes: {', '.join(taken)}")
         wrong = re.findall(r"unrecognized arguments: (--[^\s=]+)", message)
         wrong += re.findall(r"does not accept option '([^']+)'", message)
         options = [option for option in self._option_string_actions if option.startswith("--")]

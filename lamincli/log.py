@@ -193,8 +193,8 @@ class RunLog:
         self._file = self.path.open("wb")
         self._copy(header)
         self._streams = (sys.stdout, sys.stderr)
-        sys.stdout = _Tee(sys.stdout, self._copy)  # type: ignore[assignment]
-        sys.stderr = _Tee(sys.stderr, self._copy)  # type: ignore[assignment]
+        sys.stdout = _Tee(sys.stdout, self._copy)
+        sys.stderr = _Tee(sys.stderr, self._copy)
         # Loggers hold on to the stream that they found when they were made.
         replaced = dict(zip(map(id, self._streams), (sys.stdout, sys.stderr), strict=True))
         for handler in _stream_handlers():

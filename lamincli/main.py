@@ -49,9 +49,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         _train()
     else:
         known = [*STAGES, *COMMANDS]
-        sys.stderr.write(
-            f"error: lamin-train has no command {words[0]!r}.{did_you_mean(words[0], known)}\n{_usage()}"
-        )
+        hint = did_you_mean(words[0], known)
+        sys.stderr.write(f"error: lamin-train has no command {words[0]!r}.{hint}\n{_usage()}")
         sys.exit(2)
 
 

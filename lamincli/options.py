@@ -5,7 +5,7 @@ The docstrings are the text of ``--help``. Nothing here imports torch, Lightning
 
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Literal, Optional, Union
+from typing import Any, Literal
 
 
 @dataclass
@@ -44,10 +44,10 @@ class LaminOptions:
     run_uid_is_version: bool = True
     auto_features: bool = True
     track: bool = True
-    instance: Optional[str] = None
-    project: Optional[str] = None
-    space: Optional[str] = None
-    branch: Optional[str] = None
+    instance: str | None = None
+    project: str | None = None
+    space: str | None = None
+    branch: str | None = None
 
 
 @dataclass
@@ -77,20 +77,20 @@ class CheckpointOptions:
             each given by class_path and init_args.
     """
 
-    dirpath: Optional[str] = None
-    filename: Optional[str] = None
-    monitor: Optional[str] = None
+    dirpath: str | None = None
+    filename: str | None = None
+    monitor: str | None = None
     verbose: bool = False
-    save_last: Optional[Union[bool, Literal["link"]]] = None
+    save_last: bool | Literal["link"] | None = None
     save_top_k: int = 1
     save_on_exception: bool = False
     save_weights_only: bool = False
     mode: Literal["min", "max"] = "min"
     auto_insert_metric_name: bool = True
-    every_n_train_steps: Optional[int] = None
-    train_time_interval: Optional[timedelta] = None
-    every_n_epochs: Optional[int] = None
-    save_on_train_epoch_end: Optional[bool] = None
+    every_n_train_steps: int | None = None
+    train_time_interval: timedelta | None = None
+    every_n_epochs: int | None = None
+    save_on_train_epoch_end: bool | None = None
     enable_version_counter: bool = True
     key_is_virtual: bool = True
-    artifact_observers: Optional[list[Any]] = None
+    artifact_observers: list[Any] | None = None

@@ -7,7 +7,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-_NOT_THE_USER = {"lamincli", "lightning", "pytorch_lightning", "jsonargparse", "runpy", "contextlib"}
+_NOT_THE_USER = {
+    "lamincli",
+    "lightning",
+    "jsonargparse",
+    "runpy",
+    "contextlib",
+}
 _LAUNCHER_FOLDERS = (Path(__file__).parent, Path(sys.base_prefix))
 
 

@@ -7,9 +7,11 @@ does not end the job. This file touches lamindb's private parts that this needs;
 """
 
 import contextlib
+import json
 import os
 import shlex
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +23,6 @@ from typing import Any, Literal
 import lamindb as ln
 from lamindb.base.types import RUN_STATUS_TO_CODE
 from lamindb.errors import DoesNotExist
-from lamindb.integrations.lightning import save_lightning_features
 
 from lamincli import __version__, console
 from lamincli.errors import RecordError, did_you_mean
@@ -70,8 +71,8 @@ class TrackedRun:
 
     def artifact_uid(self, key: str) -> str | None:
         """Return the uid of the artifact that this run has under a key."""
-        uids = ln.Artifact.filter(key=key, run=self.record).values_list("uid", flat=True)
-        return uids.first()
+        artifact = ln.Artifact.filter(key=key, run=self.record).first()
+        return str(artifact.uid) if artifact else None
 
     def add_features(self, values: dict[str, Any]) -> None:
         """Annotate the run, where no checkpoint callback does it."""
@@ -93,7 +94,9 @@ class TrackedRun:
             if feature._dtype_str in {"float", "num", "int"}
         }
         if known:
-            self.record.features.add_values({f: _as_dtype(values[f.name], f) for f in known.values()})
+            self.record.features.add_values(
+                {feature: _as_dtype(values[name], feature) for name, feature in known.items()}
+            )
 
     def finish(
         self,
@@ -212,8 +215,8 @@ def close_gone_runs() -> list[str]:
         if process is None or process == me or not process.is_gone():
             continue
         log = _log_path(run.uid)
-        ended_s = log.stat().st_mtime if log.exists() else None
-        ended = datetime.fromtimestamp(ended_s, timezone.utc) if ended_s else datetime.now(timezone.utc)
+        ended_s = log.stat().st_mtime if log.exists() else time.time()
+        ended = datetime.fromtimestamp(ended_s, timezone.utc)
         _set_ending(run, "aborted", max(ended, run.started_at))
         _save_report(run)
         closed.append(str(run.uid))
@@ -299,7 +302,7 @@ def _transform_uid(path: Path, key: str) -> str | None:
         return str(own.uid)
     latest = ln.Transform.filter(key=key, is_latest=True).order_by("-created_at").first()
     if latest is None:
-        return base62_12() + "0000"
+        return f"{base62_12()}0000"
     from lamindb_setup.core.base62 import increment_base62
 
     return str(latest.uid[:-4] + increment_base62(latest.uid[-4:]))
@@ -317,7 +320,8 @@ def _is_git_failure(error: Exception) -> bool:
 
 @contextlib.contextmanager
 def _without_git() -> Iterator[None]:
-    instance, environment = ln.setup.settings.instance, os.environ.pop("LAMINDB_SYNC_GIT_REPO", None)
+    instance = ln.setup.settings.instance
+    environment = os.environ.pop("LAMINDB_SYNC_GIT_REPO", None)
     repositories = ln.settings._sync_git_repo, instance._git_repo
     ln.settings._sync_git_repo = instance._git_repo = None
     try:
@@ -354,10 +358,10 @@ def _silent_lamindb() -> Iterator[None]:
 def _check_records(options: LaminOptions, slug: str) -> None:
     """Find everything that the options name and the instance does not have."""
     mistakes = []
-    for registry, name, default in (
-        (ln.Project, options.project, None),
-        (ln.Space, options.space, None),
-        (ln.Branch, options.branch, None),
+    for registry, name in (
+        (ln.Project, options.project),
+        (ln.Space, options.space),
+        (ln.Branch, options.branch),
     ):
         if name is None or _exists(registry, name):
             continue
@@ -384,10 +388,12 @@ def _feature_mistakes(options: LaminOptions, slug: str) -> list[str]:
     known = {f.name: f for f in ln.Feature.filter(name__in=list(wanted), is_type=False)}
     mistakes = []
     if missing := [name for name in wanted if name not in known]:
-        all_names = [f.name for f in ln.Feature.filter(is_type=False)]
-        hints = "".join(did_you_mean(name, all_names) for name in missing)
+        others = ln.Feature.filter(is_type=False).exclude(type__name="lamindb.lightning")
+        names = [feature.name for feature in others]
+        hints = "".join(did_you_mean(name, names) for name in missing)
         create = "; ".join(
-            f"ln.Feature(name={name!r}, dtype={dtype_of(wanted[name])}).save()" for name in missing
+            f"ln.Feature(name={json.dumps(name)}, dtype={dtype_of(wanted[name])}).save()"
+            for name in missing
         )
         mistakes.append(
             f"--lamin.features: {', '.join(missing)} not in {slug}.{hints} Create with:\n"
@@ -409,20 +415,19 @@ def _misfit(feature: Any, value: Any) -> str | None:
         with _silent_lamindb():
             DictCurator({feature.name: value}, ln.Schema([feature])).validate()
     except ValidationError as error:
-        return f"{value!r} does not fit the feature's type {feature._dtype_str}: {_first_line(error)}"
+        kind = feature._dtype_str
+        return f"{value!r} does not fit the feature's type {kind}: {_first_line(error)}"
     return None
 
 
 def _ensure_lightning_features() -> None:
     """Create the Lightning features once, where they are missing and the database permits it."""
     from django.db import Error
-
     from lamindb.integrations.lightning import _SUPPORTED_AUTO_FEATURES as NAMES
+    from lamindb.integrations.lightning import save_lightning_features
 
-    names = set(
-        ln.Feature.filter(type__name="lamindb.lightning", name__in=NAMES).values_list("name", flat=True)
-    )
-    if names == set(NAMES):
+    present = ln.Feature.filter(type__name="lamindb.lightning", name__in=NAMES)
+    if present.count() == len(NAMES):
         return
     try:
         with _silent_lamindb():

@@ -13,8 +13,8 @@ from typing import Any, Literal
 import lamindb as ln
 import lightning.pytorch as pl
 from lamindb.integrations import lightning as ll
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lamincli import console
 from lamincli.errors import MonitorNotLoggedError, did_you_mean
@@ -133,7 +133,9 @@ class Checkpoint(ll.Checkpoint):
 
     # -- Lightning saves, we publish -------------------------------------------------------
 
-    def _save_topk_checkpoint(self, trainer: pl.Trainer, monitor_candidates: dict[str, Any]) -> None:
+    def _save_topk_checkpoint(
+        self, trainer: pl.Trainer, monitor_candidates: dict[str, Any]
+    ) -> None:
         try:
             super()._save_topk_checkpoint(trainer, monitor_candidates)
         except MisconfigurationException as error:
@@ -267,20 +269,20 @@ def adopt(callback: ll.Checkpoint) -> None:
 
     The user's overrides stay in front: in the combined class they come first.
     """
-    kind = type(callback)
+    kind: Any = type(callback)
     if not isinstance(callback, Checkpoint):
         callback.__class__ = Checkpoint if kind is ll.Checkpoint else _combined(kind)
 
 
 @cache
-def _combined(kind: type[ll.Checkpoint]) -> type[Checkpoint]:
+def _combined(kind: Any) -> type[Checkpoint]:
     names = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
     # Spawned ranks unpickle the callback: they find the user's class by name and adopt it again.
     names["__reduce_ex__"] = lambda self, protocol: (_restore, (kind, self.__dict__))
     return type(kind.__name__, (kind, Checkpoint), names)
 
 
-def _restore(kind: type[ll.Checkpoint], state: dict[str, Any]) -> Checkpoint:
+def _restore(kind: Any, state: dict[str, Any]) -> Checkpoint:
     callback = _combined(kind).__new__(_combined(kind))
     callback.__dict__.update(state)
     return callback

@@ -47,6 +47,7 @@ class SaveConfigCallback(ll.SaveConfigCallback):
         save_to_log_dir: bool = True,
     ) -> None:
         super().__init__(parser, config, config_filename, overwrite, multifile, save_to_log_dir)
+        self.already_saved: bool = False
         self.local_path: Path | None = None
         self.key: str | None = None
 
@@ -63,7 +64,7 @@ class SaveConfigCallback(ll.SaveConfigCallback):
         self.already_saved = trainer.strategy.broadcast(True)
 
     def _write(self, trainer: pl.Trainer) -> Path:
-        usual = self._config_path(trainer)
+        usual: Path = self._config_path(trainer)
         uid = str(ln.context.run.uid) if ln.context.run else "untracked"
         if trainer.loggers:
             places = [usual, usual.parent / uid / usual.name]
@@ -108,5 +109,3 @@ def combined_with_ours(kind: type[Any] | None) -> type[Any]:
     if issubclass(kind, SaveConfigCallback):
         return kind
     return type(kind.__name__, (kind, SaveConfigCallback), {"__module__": kind.__module__})
-
-

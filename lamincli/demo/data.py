@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset, random_split
 
+Batch = tuple[torch.Tensor, ...]
 ARTIFACT_KEY = "demo/digits.csv.gz"
 
 
@@ -58,21 +59,21 @@ class DigitsDataModule(pl.LightningDataModule):
         parts = random_split(TensorDataset(images, labels), [1297, 200, 300], generator)
         self._train, self._val, self._test = parts
 
-    def _loader(self, part: Dataset[tuple[torch.Tensor, ...]], shuffle: bool = False) -> DataLoader:
+    def _loader(self, part: Dataset[Batch], shuffle: bool = False) -> "DataLoader[Batch]":
         return DataLoader(part, batch_size=self.batch_size, shuffle=shuffle)
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> "DataLoader[Batch]":
         """Return shuffled training batches."""
         return self._loader(self._train, shuffle=True)
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> "DataLoader[Batch]":
         """Return validation batches."""
         return self._loader(self._val)
 
-    def test_dataloader(self) -> DataLoader:
+    def test_dataloader(self) -> "DataLoader[Batch]":
         """Return test batches."""
         return self._loader(self._test)
 
-    def predict_dataloader(self) -> DataLoader:
+    def predict_dataloader(self) -> "DataLoader[Batch]":
         """Return the test images again."""
         return self._loader(self._test)
