@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import atexit
 import importlib
-import inspect
 import os
 import re
 import signal
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from inspect import signature
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
+from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import (
@@ -61,7 +63,7 @@ class LaminArgumentParser(LightningArgumentParser):
         if re.search(r"required: (\w+\.)?model\b", message):
             return ". Give --model CLASS_PATH, or model.class_path in the config file."
         if refused := re.search(r"class_path '([^']+)':\s+Option '(\w+)' is not", message):
-            taken = inspect.signature(_import(refused[1])).parameters
+            taken = signature(_import(refused[1])).parameters
             hint = did_you_mean(refused[2], taken).strip()
             return "\n" + (hint or f"It takes: {', '.join(taken)}")
         wrong = re.findall(r"unrecognized arguments: (--[^\s=]+)", message)
@@ -195,6 +197,7 @@ class LaminLightningCLI(LightningCLI):
         if not self._publishes:
             return
         options = self._merge_options(options)
+        self._check_checkpoint_options()
         if not is_global_zero():
             return
         if LaminLightningCLI._open is not None:
@@ -332,6 +335,15 @@ class LaminLightningCLI(LightningCLI):
             raise UsageError.of(mistakes)
         return options
 
+    def _check_checkpoint_options(self) -> None:
+        """Find now what `ModelCheckpoint` would refuse after the run has begun."""
+        names = signature(ModelCheckpoint.__init__).parameters
+        options = dict(self._get(self.config, "checkpoint").items())
+        try:
+            ModelCheckpoint(**{name: value for name, value in options.items() if name in names})
+        except MisconfigurationException as error:
+            raise UsageError(f"checkpoint: {error}") from error
+
     def _given(self) -> Any:
         """Return what was typed or stands in a config file, without defaults."""
         if isinstance(self._args, (list, type(None))):
@@ -342,7 +354,7 @@ class LaminLightningCLI(LightningCLI):
 
     def _config_as_dict(self) -> dict[str, Any]:
         config = self._get_config()
-        text = self._parser(self.subcommand).dump(config, skip_none=False, format="yaml")
+        text = self._parser(self.subcommand).dump(config, skip_unset=False, format="yaml")
         return dict(yaml.safe_load(text))
 
     def _get_config(self) -> Any:
@@ -487,7 +499,7 @@ def _publishes(callback: Any) -> bool:
 def _is_lamin_checkpoint(config: Any) -> bool:
     """Tell whether a callback of the config is lamindb's checkpoint, ours, or a subclass."""
     ll = sys.modules.get("lamindb.integrations.lightning")  # the parser has imported the class
-    if ll is None or config is None or "class_path" not in config:
+    if ll is None or not isinstance(config, (Namespace, dict)) or "class_path" not in config:
         return False
     kind = _import(config["class_path"])
     return isinstance(kind, type) and issubclass(kind, ll.Checkpoint)

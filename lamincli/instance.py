@@ -70,6 +70,11 @@ def connect(instance: str | None) -> str:
     return _connect_slug(instance)
 
 
+def lock_path(name: str) -> Path:
+    """Return the file by which the jobs of this user on this machine take turns."""
+    return Path(tempfile.gettempdir()) / f"lamin-train-{getpass.getuser()}-{name[:16]}.lock"
+
+
 def _forget_connections() -> None:
     """Leave the database connections to the parent, which goes on using them.
 
@@ -87,9 +92,8 @@ def _names_a_folder(instance: str) -> bool:
 
 def _connect_folder(folder: Path, announce: bool = False) -> str:
     folder = Path(os.path.abspath(folder))
-    name = hashlib.sha256(f"{getpass.getuser()} {folder}".encode()).hexdigest()[:16]
     # Two trainings that start at once in a new folder create one instance.
-    with FileLock(Path(tempfile.gettempdir()) / f"lamin-train-{name}.lock"):
+    with FileLock(lock_path(hashlib.sha256(str(folder).encode()).hexdigest())):
         if not (folder / _DATABASE).exists():
             _create(folder)
             if announce:

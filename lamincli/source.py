@@ -1,5 +1,6 @@
 """Which file is the user's code: the script that was run, else the file of the model class."""
 
+import contextlib
 import inspect
 import sys
 from dataclasses import dataclass
@@ -33,8 +34,8 @@ class Source:
     code: str | None = None
 
 
-def find_source(model: Any) -> Source | None:
-    """Return the user's script, else where the model is defined, else `None`.
+def find_source(model: Any) -> Source:
+    """Return the user's script, else where the model is defined.
 
     Args:
         model: The model class, or the function that returns the model.
@@ -65,18 +66,18 @@ def _is_launcher(module: str, path: Path) -> bool:
     return module == "__main__" and any(homes)
 
 
-def _definition(model: Any) -> Source | None:
-    try:
-        filename = inspect.getsourcefile(inspect.unwrap(model))
-    except TypeError:
-        return None
-    if filename is not None and Path(filename).is_file():
-        return _source_of(model.__module__, Path(filename))
+def _definition(model: Any) -> Source:
+    model = inspect.unwrap(model)
+    with contextlib.suppress(OSError, TypeError):
+        filename = inspect.getsourcefile(model)
+        if filename is not None and Path(filename).is_file():
+            return _source_of(model.__module__, Path(filename))
+    name = f"{model.__module__}.{getattr(model, '__qualname__', repr(model))}"
     try:
         code = inspect.getsource(model)
     except (OSError, TypeError):
-        return None
-    return Source(key=f"{model.__module__}.{model.__qualname__}", code=code)
+        code = f"# {name} was defined where Python keeps no source\n"
+    return Source(key=name, code=code)
 
 
 def _source_of(module: str, path: Path) -> Source:

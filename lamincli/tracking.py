@@ -6,7 +6,9 @@ does not end the job. This file touches lamindb's private parts that this needs;
 ``docs/design.md``, with the test that fails when a release moves it.
 """
 
+import builtins
 import contextlib
+import hashlib
 import json
 import os
 import shlex
@@ -21,12 +23,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lamindb as ln
+from filelock import FileLock
 from lamindb.base.types import RUN_STATUS_TO_CODE
 from lamindb.errors import DoesNotExist
 
 from lamincli import __version__, console
-from lamincli.errors import RecordError, did_you_mean
+from lamincli.errors import InstanceError, RecordError, did_you_mean
 from lamincli.features import as_json, dtype_of, metric_values
+from lamincli.instance import lock_path
 from lamincli.log import RunLog
 from lamincli.options import LaminOptions
 from lamincli.process import ProcessIdentity
@@ -139,7 +143,7 @@ def begin(
     options: LaminOptions,
     *,
     slug: str,
-    source: Source | None,
+    source: Source,
     params: dict[str, Any],
     argv: Sequence[str],
     stage: str | None,
@@ -160,7 +164,27 @@ def begin(
     Raises:
         RecordError: A feature, project, space or branch does not exist or does not fit; all
             such mistakes at once, and no run was made.
+        InstanceError: The database cannot be reached.
     """
+    from django.db import InterfaceError, OperationalError
+
+    try:
+        return _begin(options, slug, source, params, argv, stage)
+    except (OperationalError, InterfaceError) as error:
+        raise InstanceError(
+            f"LaminDB instance {slug} cannot be reached: {_first_line(error)}. "
+            "Start its database, or train without a record: --lamin.track false."
+        ) from error
+
+
+def _begin(
+    options: LaminOptions,
+    slug: str,
+    source: Source,
+    params: dict[str, Any],
+    argv: Sequence[str],
+    stage: str | None,
+) -> TrackedRun:
     _check_records(options, slug)
     if options.auto_features:
         _ensure_lightning_features()
@@ -252,21 +276,30 @@ def _log_path(uid: str) -> Path:
     return Path(ln.setup.settings.cache_dir) / f"run_logs_{uid}.txt"
 
 
-def _track(options: LaminOptions, source: Source | None, command: str) -> None:
+def _track(options: LaminOptions, source: Source, command: str) -> None:
     """Call `ln.track()` with all that it would otherwise ask, guess or take over."""
+    from lamindb_setup.core.hashing import hash_file, hash_string
+
     arguments: dict[str, Any] = {
         "project": options.project,
         "space": options.space,
         "branch": options.branch,
         "stream_tracking": False,  # or sys.stdout is no terminal any more, and signals are taken
     }
-    if source is not None and source.path is not None:
-        key = source.key or _transform_key(source.path)
-        uid = _transform_uid(source.path, key)
-        arguments |= {"path": source.path, "key": key, "transform": uid}
-    elif source is not None:
-        arguments |= {"source_code": source.code, "key": source.key, "kind": "function"}
-    with _silent_lamindb(), _recorded_command(command):
+    key = source.key or _transform_key(source.path)
+    # In a notebook, lamindb takes every path for that of the notebook.
+    in_notebook = getattr(builtins, "__IPYTHON__", False)
+    if source.path is not None and not in_notebook:
+        digest = hash_file(source.path)[1]
+        arguments |= {"path": source.path}
+    else:
+        code = source.code or Path(str(source.path)).read_text()
+        digest = hash_string(code)
+        arguments |= {"source_code": code, "kind": "function"}
+    is_new = not ln.Transform.filter(hash=digest).exists()
+    alone = _one_at_a_time() if is_new else contextlib.nullcontext()
+    with _silent_lamindb(), _recorded_command(command), alone:
+        arguments |= {"key": key, "transform": _transform_uid(digest, key)}
         try:
             ln.track(**arguments)
         except Exception as error:
@@ -275,26 +308,33 @@ def _track(options: LaminOptions, source: Source | None, command: str) -> None:
             console.warn(f"no git reference for the transform: {_first_line(error)}")
             with _without_git():
                 ln.track(**arguments)
+        if "path" not in arguments:
+            from lamindb.core._finish import save_context_core
+
+            # ln.track() keeps the environment of runs of files only.
+            save_context_core(
+                run=ln.context.run, transform=ln.context.transform, filepath=Path("no file")
+            )
 
 
-def _transform_key(path: Path) -> str:
+def _transform_key(path: Path | None) -> str:
     """Return the key that `ln.track()` in this script would choose."""
+    assert path is not None, "a source without a path has a key"
     from lamindb_setup.core._settings_store import dev_dir_containing
 
     root = dev_dir_containing(path, instance_slug=ln.setup.settings.instance.slug)
     return path.relative_to(root).as_posix() if root else path.name
 
 
-def _transform_uid(path: Path, key: str) -> str | None:
+def _transform_uid(digest: str, key: str) -> str | None:
     """Return a uid only where `ln.track()` would ask whether the file was renamed or copied.
 
     It asks when the same text is known under another key. A batch job cannot answer; a file under
     its own key is a transform of its own.
     """
     from lamindb.base.uids import base62_12
-    from lamindb_setup.core.hashing import hash_file
 
-    same_text = ln.Transform.filter(hash=hash_file(path)[1])
+    same_text = ln.Transform.filter(hash=digest)
     first = same_text.first()
     if first is None or first.key.endswith(key):
         return None
@@ -386,6 +426,11 @@ def _feature_mistakes(options: LaminOptions, slug: str) -> list[str]:
     if not wanted:
         return []
     known = {f.name: f for f in ln.Feature.filter(name__in=list(wanted), is_type=False)}
+    for values in (options.features.run, options.features.artifact):
+        for name, value in values.items():
+            # 1 is a float to the user, though not to lamindb.
+            if name in known and known[name]._dtype_str == "float" and type(value) is int:
+                values[name] = float(value)
     mistakes = []
     if missing := [name for name in wanted if name not in known]:
         others = ln.Feature.filter(is_type=False).exclude(type__name="lamindb.lightning")
@@ -416,8 +461,34 @@ def _misfit(feature: Any, value: Any) -> str | None:
             DictCurator({feature.name: value}, ln.Schema([feature])).validate()
     except ValidationError as error:
         kind = feature._dtype_str
-        return f"{value!r} does not fit the feature's type {kind}: {_first_line(error)}"
+        # For plain types lamindb prints a report in JSON; the rest speaks for itself.
+        reason = "" if str(error).lstrip().startswith("{") else f": {_first_line(error)}"
+        quoting = f" Quote it: '\"{value}\"'." if kind == "str" else ""
+        return f"{value!r} does not fit the type {kind}{reason}.{quoting}"
     return None
+
+
+@contextlib.contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Let one job of this instance at a time create what several could create at once.
+
+    Features and transforms have no unique names in the database, so two jobs that start together
+    would both create them. PostgreSQL locks for all hosts, SQLite for this one.
+    """
+    from django.db import connection
+
+    name = f"lamin-train {ln.setup.settings.instance._id.hex}"
+    digest = hashlib.sha256(name.encode()).hexdigest()
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_lock(%s)", [number := int(digest[:15], 16)])
+            try:
+                yield
+            finally:
+                cursor.execute("SELECT pg_advisory_unlock(%s)", [number])
+    else:
+        with FileLock(lock_path(digest)):
+            yield
 
 
 def _ensure_lightning_features() -> None:
@@ -426,12 +497,16 @@ def _ensure_lightning_features() -> None:
     from lamindb.integrations.lightning import _SUPPORTED_AUTO_FEATURES as NAMES
     from lamindb.integrations.lightning import save_lightning_features
 
-    present = ln.Feature.filter(type__name="lamindb.lightning", name__in=NAMES)
-    if present.count() == len(NAMES):
+    def are_there() -> bool:
+        present = ln.Feature.filter(type__name="lamindb.lightning", name__in=NAMES)
+        return bool(present.count() == len(NAMES))
+
+    if are_there():
         return
     try:
-        with _silent_lamindb():
-            save_lightning_features()
+        with _silent_lamindb(), _one_at_a_time():
+            if not are_there():
+                save_lightning_features()
     except (Error, DoesNotExist, PermissionError) as error:
         console.warn(
             f"the Lightning features cannot be created ({_first_line(error)}); "

@@ -203,7 +203,12 @@ class Checkpoint(ll.Checkpoint):
 
     def _create_lamin_artifact(self, local_path: Path | str, **arguments: Any) -> Any:
         with publish_clean_copy(Path(local_path)) as published:
-            return super()._create_lamin_artifact(published, **arguments)
+            artifact = super()._create_lamin_artifact(published, **arguments)
+        if arguments.get("add_as_input_to_run") and artifact.run is not None:
+            # lamindb found an artifact of equal key and content, and made it an output.
+            artifact.run = None
+            artifact.save()
+        return artifact
 
     def _remove_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
         ModelCheckpoint._remove_checkpoint(self, trainer, filepath)

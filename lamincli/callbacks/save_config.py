@@ -79,7 +79,7 @@ class SaveConfigCallback(ll.SaveConfigCallback):
                 self.parser.save(
                     self.config,
                     path,
-                    skip_none=False,
+                    skip_unset=False,
                     overwrite=self.overwrite,
                     multifile=self.multifile,
                 )

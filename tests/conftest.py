@@ -1,0 +1,133 @@
+"""One private home for all tests: nothing of the user's settings is read or written."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+# Before lamindb is imported, which reads its settings from the home directory once.
+HOME = Path(tempfile.mkdtemp(prefix="lamin-train-tests-"))
+for name in [name for name in os.environ if name.startswith(("LAMIN", "PL_", "SLURM_"))]:
+    del os.environ[name]
+os.environ["HOME"] = str(HOME)
+os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # the models, for processes we start
+os.environ["COLUMNS"] = "200"
+sys.path.insert(0, str(Path(__file__).parent))
+
+QUIET = [
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+    "--trainer.accelerator=cpu",
+]
+TINY = ["--trainer.max_epochs=1", *QUIET]
+
+
+@pytest.fixture(scope="session")
+def _instance(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Connect one local instance for all tests that run in this process."""
+    from lamincli.instance import connect
+
+    return connect(str(tmp_path_factory.mktemp("instances") / "tests"))
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in an empty folder, with no words on the command line."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["lamin-train"])
+    return tmp_path
+
+
+@pytest.fixture
+def ln(_instance: str, project: Path) -> Iterator[Any]:
+    """Give lamindb, connected, in an empty project; no run is left open."""
+    import lamindb
+
+    from lamincli import tracking
+
+    yield lamindb
+    if lamindb.context.run is not None:
+        tracking._leave_context()
+
+
+@pytest.fixture
+def train(ln: Any) -> Callable[..., Any]:
+    """Run `LaminLightningCLI` in this process, with the tiny model unless told otherwise."""
+    from tests_models import TinyData, TinyModel
+
+    from lamincli import LaminLightningCLI
+
+    def run(*words: str, cli: Any = LaminLightningCLI, **arguments: Any) -> Any:
+        arguments = {"model_class": TinyModel, "datamodule_class": TinyData, **arguments}
+        stage, *options = words or ["fit"]
+        sys.argv = ["lamin-train", stage, *options]
+        return cli(args=[stage, *TINY, *options], **arguments)
+
+    return run
+
+
+@pytest.fixture
+def last_run(ln: Any) -> Callable[[], Any]:
+    """Return the newest run of the instance."""
+    return lambda: ln.Run.objects.order_by("-id").first()
+
+
+@pytest.fixture
+def shell(project: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run ``lamin-train`` as a process of its own, in a fresh project with its own instance."""
+
+    def run(
+        *words: str, program: list[str] | None = None, timeout_s: float = 120, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*(program or [sys.executable, "-m", "lamincli"]), *words],
+            cwd=project,
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture
+def record(project: Path) -> Callable[[], list[SimpleNamespace]]:
+    """Read the runs of the project's own instance, in a process of its own, oldest first."""
+    code = """
+import json, lamindb as ln
+runs = []
+for run in ln.Run.objects.order_by("id"):
+    runs.append(dict(
+        uid=run.uid, status=run.status, finished=run.finished_at is not None,
+        after_start=run.finished_at is not None and run.finished_at >= run.started_at,
+        key=run.transform.key, source=run.transform.source_code, transform=run.transform.uid,
+        description=run.transform.description, cli_args=run.cli_args, params=run.params,
+        extra=run.extra_data, environment=run.environment is not None,
+        log=open(run.report.path).read() if run.report else None,
+        inputs=sorted(a.key for a in run.input_artifacts.all()),
+        outputs=sorted(a.key for a in run.output_artifacts.all()),
+        parent=run.initiated_by_run and run.initiated_by_run.uid,
+    ))
+print("RECORD" + json.dumps(runs))
+"""
+
+    def read() -> list[SimpleNamespace]:
+        import json
+
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=project, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        text = done.stdout.split("RECORD", 1)[1]
+        return [SimpleNamespace(**run) for run in json.loads(text)]
+
+    return read

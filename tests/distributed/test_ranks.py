@@ -1,0 +1,81 @@
+"""Two ranks, real processes: one run, whatever starts them."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+FIT = ["fit", "--model=tests_models.TinyModel", "--data=tests_models.TinyData",
+       "--data.size=4000", "--trainer.max_epochs=1", "--trainer.enable_progress_bar=false",
+       "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu",
+       "--trainer.devices=2"]  # fmt: skip
+SHORT = ["--data.size=32"]
+LAUNCHERS = {
+    "ddp": ([sys.executable, "-m", "lamincli"], ["--trainer.strategy=ddp"]),
+    "ddp_spawn": ([sys.executable, "-m", "lamincli"], ["--trainer.strategy=ddp_spawn"]),
+    "ddp_fork": ([sys.executable, "-m", "lamincli"], ["--trainer.strategy=ddp_fork"]),
+    "torchrun": (
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+         "-m", "lamincli"],
+        ["--trainer.strategy=ddp"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_one_job_is_one_run(shell, record, launcher):
+    program, words = LAUNCHERS[launcher]
+    done = shell(*FIT, *SHORT, *words, program=program, timeout_s=200)
+    assert done.returncode == 0, done.stderr
+    (run,) = record()
+    assert (run.status, run.after_start) == ("completed", True)
+    names = [key.removeprefix(run.outputs[0].rsplit("/", 1)[0] + "/") for key in run.outputs]
+    assert names == ["epoch=0-step=4.ckpt", "hparams.yaml"]
+    assert run.outputs[0].split("/")[-3] == run.uid
+    assert [key.split("/")[-1] for key in run.inputs] == ["config.yaml"]
+    assert set(run.extra["metrics"]) == {"train_loss", "val_loss"}
+
+
+def test_every_rank_knows_the_run(shell, project, record):
+    (project / "spy.py").write_text(
+        "from lightning.pytorch.callbacks import Callback\n"
+        "class Spy(Callback):\n"
+        "    def on_train_start(self, trainer, pl_module):\n"
+        "        prefix = trainer.checkpoint_callback.checkpoint_key_prefix\n"
+        "        print(f'RANK {trainer.global_rank} {prefix}', flush=True)\n"
+    )
+    program, words = LAUNCHERS["torchrun"]
+    done = shell(*FIT, *SHORT, *words, "--trainer.callbacks=spy.Spy", program=program)
+    assert done.returncode == 0, done.stderr
+    lines = sorted(line for line in done.stdout.splitlines() if line.startswith("RANK"))
+    (run,) = record()
+    assert [line.split()[1] for line in lines] == ["0", "1"]
+    assert {line.split()[2].split("/")[-2] for line in lines} == {run.uid}
+
+
+@pytest.mark.parametrize(
+    ("name", "to_group"), [("SIGINT", True), ("SIGTERM", False), ("SIGTERM", True)]
+)
+def test_signal_stops_all_ranks_with_a_checkpoint(project, record, name, to_group):
+    """Lightning's own handler broadcasts from within the signal handler, and hangs."""
+    signum = getattr(signal, name)
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "lamincli", *FIT, "--model.at=wait", "--trainer.strategy=ddp"],
+        cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    output, sent = "", False
+    for line in process.stdout:
+        output += line
+        if "THIRD BATCH" in line and not sent:
+            sent = True
+            (os.killpg if to_group else os.kill)(process.pid, signum)
+    assert process.wait(timeout=120) == 128 + signum, output
+    (run,) = record()
+    assert run.status == "aborted"
+    assert any(key.endswith(".ckpt") for key in run.outputs)
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)  # no rank is left behind

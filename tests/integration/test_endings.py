@@ -1,0 +1,151 @@
+"""However a job ends, its run says so. Real processes."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+FIT = ["fit", "--model=tests_models.TinyModel", "--data=tests_models.TinyData",
+       "--data.size=400", "--trainer.max_epochs=1", "--trainer.enable_progress_bar=false",
+       "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]  # fmt: skip
+
+
+def train_and_signal(project, signum, *words, shell_prefix=(), at="wait", again_after="never"):
+    """Start a training, send it a signal within its third batch, and return exit code, output."""
+    process = subprocess.Popen(
+        [*shell_prefix, sys.executable, "-u", "-m", "lamincli", *FIT, f"--model.at={at}", *words],
+        cwd=project,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    output = ""
+    for line in process.stdout:
+        output += line
+        if "THIRD BATCH" in line or again_after in line:
+            os.kill(process.pid, signum)
+    return process.wait(timeout=60), output
+
+
+def test_success(shell, record):
+    done = shell(*FIT)
+    assert done.returncode == 0, done.stderr
+    (run,) = record()
+    assert (run.status, run.after_start) == ("completed", True)
+    assert "`Trainer.fit` stopped" in run.log, "messages of loggers too"
+
+
+def test_exception(shell, record):
+    done = shell(*FIT, "--model.at=raise")
+    assert done.returncode == 1
+    assert "ValueError: boom in user code" in done.stderr
+    (run,) = record()
+    assert (run.status, run.after_start) == ("errored", True)
+    assert "ValueError: boom in user code" in run.log
+    assert "tests_models.py" in run.log
+
+
+@pytest.mark.parametrize(("code", "status"), [(0, "completed"), (3, "errored")])
+def test_exit_in_user_code(shell, record, code, status):
+    assert shell(*FIT, f"--model.at=exit{code}").returncode == code
+    (run,) = record()
+    assert (run.status, run.after_start) == (status, True)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_signal_saves_a_checkpoint_and_aborts(project, record, name):
+    signum = getattr(signal, name)
+    code, output = train_and_signal(project, signum)
+    assert code == 128 + signum, output
+    (run,) = record()
+    assert (run.status, run.after_start) == ("aborted", True)
+    assert any(key.endswith("epoch=0-step=3.ckpt") for key in run.outputs)
+    assert f"stopped by {name}" in run.log
+    assert "Traceback" not in run.log
+    assert "Traceback" not in output
+    command = output.split("continue it\n")[1].splitlines()[0].strip()
+    done = subprocess.run(
+        [sys.executable, "-m", "lamincli", *command.split()[3:], "--model.at="],
+        cwd=project, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert command.startswith("python -m lamincli fit --config")
+    assert done.returncode == 0, done.stderr
+    assert any(key.endswith("step=100.ckpt") for key in record()[-1].outputs), "it went on"
+
+
+def test_signal_without_checkpoints_still_ends_at_a_batch(project, record):
+    code, _ = train_and_signal(project, signal.SIGINT, "--trainer.enable_checkpointing=false")
+    assert code == 130
+    assert record()[0].status == "aborted"
+
+
+def test_second_signal_ends_at_once(project, record):
+    code, _ = train_and_signal(
+        project, signal.SIGINT, at="hang", again_after="stopping after this batch"
+    )
+    assert code == 130
+    (run,) = record()
+    assert run.status == "aborted"
+    assert not [key for key in run.outputs if key.endswith(".ckpt")]
+
+
+def test_signal_ignored_by_the_parent_stays_ignored(project, record):
+    """As under nohup, or in the background of a script."""
+    code, output = train_and_signal(
+        project, signal.SIGINT, shell_prefix=["sh", "-c", 'trap "" INT; exec "$@"', "sh"]
+    )
+    assert code == 0, output
+    assert record()[0].status == "completed"
+
+
+@pytest.mark.parametrize("closer", ["start", "doctor"])
+def test_killed_outright_is_found_later(shell, record, closer):
+    assert shell(*FIT, "--model.at=kill").returncode == -signal.SIGKILL
+    (killed,) = record()
+    assert (killed.status, killed.finished) == ("started", False)
+    done = shell(*FIT) if closer == "start" else shell("doctor")
+    assert done.returncode == 0, done.stderr
+    assert f"closed as aborted, for their process is gone: {killed.uid}" in done.stdout
+    run = record()[0]
+    assert (run.status, run.after_start) == ("aborted", True)
+    assert f"run {killed.uid}" in run.log, "what it had said until then"
+
+
+def test_running_job_is_not_closed(project, record, shell):
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "lamincli", *FIT, "--trainer.max_epochs=100000"],
+        cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "pytree" in line or "Trainer" in line or "TPU" in line:
+            break
+    assert "no run to close" in shell("doctor").stdout
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 143
+
+
+def test_script_that_only_makes_the_objects(shell, record, project):
+    (project / "train.py").write_text(
+        "import sys\n"
+        "from lamincli import LaminLightningCLI\n"
+        "from tests_models import TinyModel, TinyData\n"
+        "cli = LaminLightningCLI(TinyModel, TinyData, run=False)\n"
+        "cli.trainer.fit(cli.model, datamodule=cli.datamodule)\n"
+    )
+    options = FIT[3:]
+    program = [sys.executable, "train.py"]
+    assert shell(*options, program=program).returncode == 0
+    failed = shell(*options, "--model.at=raise", program=program)
+    assert failed.returncode == 1
+    assert "boom in user code" in failed.stderr
+    runs = record()
+    assert [run.status for run in runs] == ["completed", "errored"]
+    assert [run.key for run in runs] == ["train.py", "train.py"]
+    assert "boom in user code" in runs[1].log
+    assert "LaminLightningCLI(TinyModel" in runs[0].source

@@ -1,0 +1,120 @@
+"""On a real PostgreSQL server: what SQLite forgives, it does not."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FIT = ["fit", "--model=tests_models.TinyModel", "--data=tests_models.TinyData",
+       "--trainer.max_epochs=1", "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]  # fmt: skip
+
+
+def server_binary(name):
+    found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
+    return str(found[-1]) if found else shutil.which(name)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """Start a server of our own on a free port of the loopback; yields its URL."""
+    if server_binary("initdb") is None:
+        pytest.skip("PostgreSQL's server is not installed (Debian: apt-get install postgresql)")
+    folder = tmp_path_factory.mktemp("postgres")
+    as_user = []
+    if os.getuid() == 0:  # the server refuses to run as root
+        as_user = ["runuser", "-u", "postgres", "--"]
+        for path in (folder, *list(folder.parents)[:2]):
+            path.chmod(0o755)
+        shutil.chown(folder, "postgres")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    def run(*words):
+        subprocess.run([*as_user, *words], check=True, capture_output=True, cwd="/")
+
+    data = str(folder / "data")
+    run(server_binary("initdb"), "-D", data, "-U", "lamin", "--auth=trust")
+    options = f"-p {port} -c listen_addresses=127.0.0.1 -k {folder} -c fsync=off"
+    run(
+        server_binary("pg_ctl"), "-D", data, "-o", options, "-l", str(folder / "log"), "-w", "start"
+    )
+    yield f"postgresql://lamin:pw@127.0.0.1:{port}"
+    run(server_binary("pg_ctl"), "-D", data, "-m", "immediate", "stop")
+
+
+@pytest.fixture
+def instance(server, project, request):
+    """Create a fresh database and connect the project's folder to it."""
+    name = request.node.name.replace("[", "_").replace("]", "").lower()[:40]
+    psql = [server_binary("psql"), f"{server}/postgres", "-c", f'CREATE DATABASE "{name}"']
+    subprocess.run(psql, check=True, capture_output=True)
+    code = (
+        f"import lamindb_setup as s; s.init(storage='store', name='{name}', db='{server}/{name}')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_run_with_a_long_command_line(instance, shell, record):
+    """cli_args is a varchar(1024) there: lamindb's own run ends with a DataError."""
+    done = shell(*FIT, "--model.at", "x" * 3000, "--model.api_key=a\u00e9", "--trainer.max_time=1")
+    assert done.returncode == 2, "a wrong type is still a wrong type"
+    done = shell(*FIT, "--model.at", "x" * 3000)
+    assert done.returncode == 0, done.stderr
+    (run,) = record()
+    assert run.status == "completed"
+    assert len(run.cli_args) == 1024
+    assert "x" * 3000 in run.extra["lamin_train"]["command"]
+    assert run.params["model"]["init_args"]["at"] == "x" * 3000
+    assert len(run.outputs) == 2
+    assert run.log
+
+
+def test_values_that_json_of_postgres_refuses(instance, shell, record):
+    done = shell(*FIT, "--model.learning_rate=.inf", "--lamin.features.run", "{}")
+    (run,) = record()
+    assert run.params["model"]["init_args"]["learning_rate"] == "inf"
+    assert run.status == "completed", done.stderr
+    assert run.extra["metrics"]["train_loss"] in ("nan", "inf"), "training diverged, as it should"
+
+
+def test_starts_at_once_create_everything_once(instance, project, record):
+    processes = [
+        subprocess.Popen([sys.executable, "-m", "lamincli", *FIT], cwd=project, text=True,
+                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for _ in range(3)
+    ]  # fmt: skip
+    outputs = [process.communicate(timeout=200)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], outputs
+    runs = record()
+    assert [run.status for run in runs] == ["completed"] * 3
+    assert len({run.transform for run in runs}) == 1
+    code = "import lamindb as ln; print('COUNT', ln.Feature.filter().count(), ln.Transform.filter().count())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True,
+                          check=False)  # fmt: skip
+    assert "COUNT 15 1" in done.stdout, "14 features and their type, one transform"
+
+
+def test_ranks_that_are_forked_leave_the_connection_to_the_parent(instance, shell, record):
+    words = ["--trainer.devices=2", "--trainer.strategy=ddp_fork"]
+    done = shell(*FIT, *words)
+    assert done.returncode == 0, done.stderr
+    (run,) = record()
+    assert run.status == "completed"
+    assert any(key.endswith(".ckpt") for key in run.outputs)
+
+
+def test_database_that_is_down_at_the_start(server, instance, shell, project):
+    settings = next((Path(os.environ["HOME"]) / ".lamin").glob("*down_at_the_start*.env"))
+    port = server.rsplit(":", 1)[1]
+    settings.write_text(settings.read_text().replace(f":{port}/", ":1/"))
+    done = shell(*FIT)
+    assert done.returncode == 2, done.stderr
+    assert "cannot be reached" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "--lamin.track false" in done.stderr

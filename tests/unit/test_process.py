@@ -1,0 +1,71 @@
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from lamincli.process import ProcessIdentity, is_global_zero
+
+
+def test_this_process_is_not_gone():
+    assert not ProcessIdentity.current().is_gone()
+
+
+def test_ended_process_is_gone():
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    import psutil
+
+    me = ProcessIdentity.current()
+    process = replace(me, pid=child.pid, started_s=psutil.Process(child.pid).create_time())
+    assert not process.is_gone()
+    child.kill()
+    # Not yet waited for: a zombie has ended all the same.
+    while psutil.Process(child.pid).status() != psutil.STATUS_ZOMBIE:
+        pass
+    assert process.is_gone()
+    child.communicate()
+    assert process.is_gone()
+
+
+@pytest.mark.parametrize(
+    ("changes", "gone"),
+    [
+        ({"started_s": 1.0}, True),  # the pid was given to another process since
+        ({"boot_id": "another"}, True),  # the machine was booted since
+        ({"host": "another", "pid": 1}, False),  # another machine
+        ({"pid_namespace": "pid:[1]", "pid": 999_999_999}, False),  # another container
+        ({"boot_id": "another", "pid_namespace": "pid:[1]"}, False),
+        ({"pid": 999_999_999}, True),
+    ],
+)
+def test_gone_is_said_only_where_it_is_certain(changes, gone):
+    assert replace(ProcessIdentity.current(), **changes).is_gone() is gone
+
+
+def test_identity_survives_json():
+    me = ProcessIdentity.current()
+    assert ProcessIdentity.from_dict(me.to_dict()) == me
+    assert ProcessIdentity.from_dict({"pid": 1}) is None
+    assert ProcessIdentity.from_dict(None) is None
+
+
+@pytest.mark.parametrize(
+    ("environment", "zero"),
+    [
+        ({}, True),
+        ({"RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0"}, True),
+        ({"RANK": "3", "LOCAL_RANK": "0", "GROUP_RANK": "1"}, False),
+        ({"LOCAL_RANK": "1"}, False),
+        ({"NODE_RANK": "1"}, False),
+        ({"NODE_RANK": "1", "LOCAL_RANK": "0"}, False),
+        ({"NODE_RANK": "0", "LOCAL_RANK": "0"}, True),
+        ({"SLURM_PROCID": "1"}, False),
+        ({"SLURM_PROCID": "0"}, True),
+    ],
+)
+def test_rank_zero_is_read_from_what_launchers_set(environment, zero, monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK", "GROUP_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert is_global_zero() is zero
