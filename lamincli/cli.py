@@ -233,6 +233,8 @@ class LaminLightningCLI(LightningCLI):
             self.finish("completed" if wanted else "errored", None if wanted else error)
             raise error
         self.finish("errored", error)
+        if isinstance(error, MisconfigurationException) and not hasattr(self, "trainer"):
+            error = UsageError(str(error))  # the trainer refused its arguments
         if isinstance(error, LaminTrainError) and self.parser.exit_on_error:
             console.fail(str(error))
             raise SystemExit(error.exit_code) from None

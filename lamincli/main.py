@@ -3,6 +3,7 @@
 Nothing here imports torch or lamindb until a word needs it.
 """
 
+import gc
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -60,7 +61,11 @@ def _train() -> None:
         sys.path.insert(0, here)
     from lamincli.cli import LaminLightningCLI
 
-    LaminLightningCLI(parser_kwargs={"prog": "lamin-train"})
+    try:
+        LaminLightningCLI(parser_kwargs={"prog": "lamin-train"})
+    finally:
+        # The process ends here: searching all of torch for reference cycles would take a second.
+        gc.freeze()
 
 
 def _command(word: str) -> Callable[[Sequence[str]], int]:

@@ -387,11 +387,12 @@ def _recorded_command(command: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _silent_lamindb() -> Iterator[None]:
-    verbosity = ln.settings.verbosity
+    logger, verbosity = ln.setup.logger, ln.settings.verbosity
+    was_disabled, logger.disabled = logger.disabled, True
     try:
-        with ln.setup.logger.mute():
-            yield
+        yield
     finally:
+        logger.disabled = was_disabled
         ln.settings.verbosity = verbosity  # ln.track() raises it
 
 

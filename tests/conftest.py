@@ -51,6 +51,7 @@ def ln(_instance: str, project: Path) -> Iterator[Any]:
 
     from lamincli import tracking
 
+    lamindb.setup.logger.set_handler()  # to the streams that pytest captures for this test
     yield lamindb
     if lamindb.context.run is not None:
         tracking._leave_context()

@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lamincli import console
 from lamincli.errors import MonitorNotLoggedError, did_you_mean
-from lamincli.registry.lamin import is_outage, publish_clean_copy, retire
+from lamincli.registry.lamin import is_outage, make_input, publish_clean_copy, retire
 from lamincli.tracking import adopt_from_parent
 
 
@@ -206,8 +206,7 @@ class Checkpoint(ll.Checkpoint):
             artifact = super()._create_lamin_artifact(published, **arguments)
         if arguments.get("add_as_input_to_run") and artifact.run is not None:
             # lamindb found an artifact of equal key and content, and made it an output.
-            artifact.run = None
-            artifact.save()
+            make_input(artifact)
         return artifact
 
     def _remove_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 from django.db import InterfaceError, OperationalError
+from lamindb.models._lineage import track_run_inputs
 
 from lamincli.redaction import redact
 
@@ -30,6 +31,13 @@ def retire(artifact: Any, successor: Any = None) -> None:
     """
     shares_file = successor is not None and str(successor.path) == str(artifact.path)
     artifact.delete(permanent=True, storage=not shares_file)
+
+
+def make_input(artifact: Any) -> None:
+    """Make an artifact an input of the current run, and an output of none."""
+    artifact.run = None
+    artifact.save()
+    track_run_inputs(artifact, is_run_input=True)
 
 
 @contextmanager

@@ -1,10 +1,12 @@
 """Two ranks, real processes: one run, whatever starts them."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 
+import psutil
 import pytest
 
 FIT = ["fit", "--model=tests_models.TinyModel", "--data=tests_models.TinyData",
@@ -77,5 +79,11 @@ def test_signal_stops_all_ranks_with_a_checkpoint(project, record, name, to_grou
     (run,) = record()
     assert run.status == "aborted"
     assert any(key.endswith(".ckpt") for key in run.outputs)
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)  # no rank is left behind
+    ranks = [rank for rank in psutil.process_iter() if in_group(rank, process.pid)]
+    assert psutil.wait_procs(ranks, timeout=60)[1] == [], "no rank is left behind"
+
+
+def in_group(process, group):
+    with contextlib.suppress(psutil.Error, ProcessLookupError):
+        return os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE
+    return False

@@ -140,6 +140,16 @@ def test_monitor_that_is_never_logged(refused, last_run):
     assert last_run().status == "errored"
 
 
+def test_trainer_that_refuses_its_arguments(refused, last_run, train, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train("fit", "--trainer.max_time=1")
+    assert stop.value.code == 2
+    err = capsys.readouterr().err
+    assert "not a valid duration" in err
+    assert "Traceback" not in err
+    assert last_run().status == "errored"
+
+
 def test_no_stage(ln, capsys, monkeypatch):
     import sys
 

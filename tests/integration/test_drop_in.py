@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from jsonargparse import lazy_instance
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -247,17 +246,6 @@ def test_optimizers_and_schedulers(cli):
     made = cli(BoringModel, BoringDataModule, args=args)
     assert isinstance(made.trainer.optimizers[0], torch.optim.Adam)
     assert made.lamin_run.params["optimizer"]["init_args"]["lr"] == 0.01
-
-
-def test_lazy_defaults(cli):
-    class CLI(LaminLightningCLI):
-        def add_arguments_to_parser(self, parser):
-            parser.set_defaults(
-                {"trainer.callbacks": [lazy_instance(EarlyStopping, monitor="train_loss")]}
-            )
-
-    made = cli(TinyModel, TinyData, kind=CLI, args=["fit"])
-    assert any(isinstance(cb, EarlyStopping) for cb in made.trainer.callbacks)
 
 
 def test_checkpoint_path_and_its_hyper_parameters(cli, project):

@@ -1,5 +1,6 @@
 """In a real terminal the progress bars stay live and coloured, and the log stays readable."""
 
+import os
 import re
 import sys
 
@@ -12,9 +13,13 @@ FIT = ["-m", "lamincli", "fit", "--model=tests_models.TinyModel", "--data=tests_
 
 def run_in_terminal(project, *words):
     """Return everything that the terminal received, with its control sequences."""
+    environment = {k: v for k, v in os.environ.items() if k != "COLUMNS"} | {
+        "TERM": "xterm-256color"
+    }
     child = pexpect.spawn(
-        sys.executable, [*FIT, *words], cwd=str(project), dimensions=(40, 100), timeout=120
-    )
+        sys.executable, [*FIT, *words], cwd=str(project), dimensions=(40, 100), timeout=120,
+        env=environment,
+    )  # fmt: skip
     output = child.read().decode()
     child.close()
     assert child.exitstatus == 0, output
