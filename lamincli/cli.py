@@ -182,6 +182,7 @@ class LaminLightningCLI(LightningCLI):
             error: What ended the job.
         """
         if self._tracked is not None:
+            self._stop.is_closing = True
             if LaminLightningCLI._open is self:
                 LaminLightningCLI._open = None
             if self._stop.signum is not None:
@@ -270,7 +271,7 @@ class LaminLightningCLI(LightningCLI):
             return
         try:
             self._tracked.record_metrics(trainer.callback_metrics)
-        except Exception as failure:
+        except Exception as failure:  # the run must be closed all the same
             console.warn(f"the metrics could not be recorded: {failure}")
 
     # -- options ---------------------------------------------------------------------------

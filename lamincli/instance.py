@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -42,8 +43,7 @@ def connected(instance: str | None) -> Iterator[str]:
         InstanceError: The instance does not exist or cannot be created or reached.
     """
     slug = connect(instance)
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_forget_connections)
+    _leave_connections_to_the_parent()
     before = os.environ.get(_ENVIRONMENT_VARIABLE)
     os.environ[_ENVIRONMENT_VARIABLE] = slug  # ranks and workers connect to the same one
     try:
@@ -75,15 +75,20 @@ def lock_path(name: str) -> Path:
     return Path(tempfile.gettempdir()) / f"lamin-train-{getpass.getuser()}-{name[:16]}.lock"
 
 
-def _forget_connections() -> None:
-    """Leave the database connections to the parent, which goes on using them.
+@cache
+def _leave_connections_to_the_parent() -> None:
+    """Let processes that are forked from this one open database connections of their own.
 
-    Closing one here would end it for the parent too; a new one is opened on first use.
+    Closing an inherited one would end it for the parent too, so it is only forgotten.
     """
     from django.db import connections
 
-    for connection in connections.all(initialized_only=True):
-        connection.connection = None
+    def forget() -> None:
+        for connection in connections.all(initialized_only=True):
+            connection.connection = None
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=forget)
 
 
 def _names_a_folder(instance: str) -> bool:

@@ -190,6 +190,7 @@ class RunLog:
 
     def open(self, header: str = "") -> None:
         """Begin to copy; `header` is written first."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self.path.open("wb")
         self._copy(header)
         self._streams = (sys.stdout, sys.stderr)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lamindb as ln
+from django.db import Error, InterfaceError, OperationalError, connection
 from filelock import FileLock
 from lamindb.base.types import RUN_STATUS_TO_CODE
 from lamindb.errors import DoesNotExist
@@ -35,6 +36,7 @@ from lamincli.log import RunLog
 from lamincli.options import LaminOptions
 from lamincli.process import ProcessIdentity
 from lamincli.redaction import redact, redact_argv
+from lamincli.registry.lamin import forget_lost_connections
 from lamincli.source import Source
 
 Status = Literal["completed", "errored", "aborted"]
@@ -122,7 +124,12 @@ class TrackedRun:
         self._is_finished = True
         os.environ.pop(RUN_UID_VARIABLE, None)
         try:
-            _set_ending(self.record, status, datetime.now(timezone.utc))
+            try:
+                _set_ending(self.record, status, datetime.now(timezone.utc))
+            except (OperationalError, InterfaceError):
+                # The connection may have been lost in the hours since it was used.
+                forget_lost_connections()
+                _set_ending(self.record, status, datetime.now(timezone.utc))
             if farewell is not None:
                 farewell()
             if self.log is not None:
@@ -166,8 +173,6 @@ def begin(
             such mistakes at once, and no run was made.
         InstanceError: The database cannot be reached.
     """
-    from django.db import InterfaceError, OperationalError
-
     try:
         return _begin(options, slug, source, params, argv, stage)
     except (OperationalError, InterfaceError) as error:
@@ -209,11 +214,19 @@ def _begin(
     run.save()
     os.environ[RUN_UID_VARIABLE] = tracked.uid
     if tracked.owned:
-        tracked.log = RunLog(_log_path(tracked.uid))
-        program = Path(sys.argv[0]).name
-        tracked.log.open(f"run {tracked.uid} in {slug}\n$ {program} {command}\n")
-        ln.setup.logger.set_handler()  # lamindb's messages follow sys.stdout
+        tracked.log = _open_log(tracked, command)
     return tracked
+
+
+def _open_log(tracked: TrackedRun, command: str) -> RunLog | None:
+    log = RunLog(_log_path(tracked.uid))
+    try:
+        log.open(f"run {tracked.uid} in {tracked.slug}\n$ {Path(sys.argv[0]).name} {command}\n")
+    except OSError as error:
+        console.warn(f"the run has no log: {error}")
+        return None
+    ln.setup.logger.set_handler()  # lamindb's messages follow sys.stdout
+    return log
 
 
 def adopt_from_parent() -> None:
@@ -476,8 +489,6 @@ def _one_at_a_time() -> Iterator[None]:
     Features and transforms have no unique names in the database, so two jobs that start together
     would both create them. PostgreSQL locks for all hosts, SQLite for this one.
     """
-    from django.db import connection
-
     name = f"lamin-train {ln.setup.settings.instance._id.hex}"
     digest = hashlib.sha256(name.encode()).hexdigest()
     if connection.vendor == "postgresql":
@@ -494,7 +505,6 @@ def _one_at_a_time() -> Iterator[None]:
 
 def _ensure_lightning_features() -> None:
     """Create the Lightning features once, where they are missing and the database permits it."""
-    from django.db import Error
     from lamindb.integrations.lightning import _SUPPORTED_AUTO_FEATURES as NAMES
     from lamindb.integrations.lightning import save_lightning_features
 

@@ -18,7 +18,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lamincli import console
 from lamincli.errors import MonitorNotLoggedError, did_you_mean
-from lamincli.registry.lamin import is_outage, make_input, publish_clean_copy, retire
+from lamincli.registry.lamin import (
+    forget_lost_connections,
+    is_outage,
+    make_input,
+    publish_clean_copy,
+    retire,
+)
 from lamincli.tracking import adopt_from_parent
 
 
@@ -245,6 +251,7 @@ class Checkpoint(ll.Checkpoint):
         except Exception as error:
             if not is_outage(error):
                 raise
+            forget_lost_connections()
             if keep:
                 self.unpublished = (*self.unpublished, str(filepath))
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

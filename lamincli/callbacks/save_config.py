@@ -12,7 +12,7 @@ from lamindb.integrations import lightning as ll
 
 from lamincli import console
 from lamincli.callbacks.checkpoint import Checkpoint
-from lamincli.registry.lamin import is_outage
+from lamincli.registry.lamin import forget_lost_connections, is_outage
 from lamincli.tracking import adopt_from_parent
 
 
@@ -95,6 +95,7 @@ class SaveConfigCallback(ll.SaveConfigCallback):
         except Exception as error:
             if not is_outage(error):
                 raise
+            forget_lost_connections()
             console.warn(f"the config was not published: {error}")
 
 

@@ -41,6 +41,7 @@ class StopOnSignal(pl.Callback):
 
     def __init__(self) -> None:
         self.signum: int | None = None
+        self.is_closing = False  # the run is being closed: one signal more may wait
         self._taken: tuple[int, ...] = ()
         self._trainer: pl.Trainer | None = None  # while its loops run
         self._batches = 0
@@ -73,6 +74,10 @@ class StopOnSignal(pl.Callback):
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         again = self.signum is not None
         self.signum = self.signum or signum
+        if self.is_closing:
+            self.is_closing = False
+            os.write(2, b"\n! closing the record of the run; again to leave it open\n")
+            return
         trainer = self._trainer
         if again or trainer is None or not self._can_stop_softly(trainer):
             raise SystemExit(self.exit_code)

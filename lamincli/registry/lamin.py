@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from django.db import InterfaceError, OperationalError
+from django.db import InterfaceError, OperationalError, connections
 from lamindb.models._lineage import track_run_inputs
 
 from lamincli.redaction import redact
@@ -22,6 +22,13 @@ def is_outage(error: BaseException) -> bool:
         return not isinstance(error, (FileNotFoundError, IsADirectoryError, NotADirectoryError))
     # Imported by lamindb only where the storage is remote.
     return type(error).__module__.split(".")[0] in {"botocore", "aiohttp", "httpx", "gcsfs"}
+
+
+def forget_lost_connections() -> None:
+    """Let the next query open a new connection; Django would go on with the broken one."""
+    for connection in connections.all(initialized_only=True):
+        if not connection.in_atomic_block:
+            connection.close()
 
 
 def retire(artifact: Any, successor: Any = None) -> None:

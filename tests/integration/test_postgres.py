@@ -62,8 +62,6 @@ def instance(server, project, request):
 
 def test_run_with_a_long_command_line(instance, shell, record):
     """cli_args is a varchar(1024) there: lamindb's own run ends with a DataError."""
-    done = shell(*FIT, "--model.at", "x" * 3000, "--model.api_key=a\u00e9", "--trainer.max_time=1")
-    assert done.returncode == 2, "a wrong type is still a wrong type"
     done = shell(*FIT, "--model.at", "x" * 3000)
     assert done.returncode == 0, done.stderr
     (run,) = record()
@@ -107,6 +105,28 @@ def test_ranks_that_are_forked_leave_the_connection_to_the_parent(instance, shel
     (run,) = record()
     assert run.status == "completed"
     assert any(key.endswith(".ckpt") for key in run.outputs)
+
+
+def test_connection_that_is_lost_while_training(instance, shell, record, project):
+    """A server that restarts, a firewall that drops idle connections."""
+    (project / "cut.py").write_text(
+        "from django.db import connection\n"
+        "from lightning.pytorch.callbacks import Callback\n"
+        "class Cut(Callback):\n"
+        "    def on_train_epoch_start(self, trainer, pl_module):\n"
+        "        if trainer.current_epoch == 1: connection.connection.close()\n"
+        "    def on_fit_end(self, trainer, pl_module):\n"
+        "        connection.connection.close()\n"
+    )
+    done = shell(*FIT, "--trainer.callbacks=cut.Cut", "--trainer.max_epochs=4",
+                 "--checkpoint.save_top_k=-1")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (run,) = record()
+    assert run.status == "completed"
+    names = [key.rsplit("/", 1)[1] for key in run.outputs if key.endswith(".ckpt")]
+    assert names == [f"epoch={epoch}-step={4 * (epoch + 1)}.ckpt" for epoch in (0, 2, 3)]
+    assert "LaminDB was not updated for" in done.stderr
+    assert done.stdout.count("not in LaminDB") == 1
 
 
 def test_database_that_is_down_at_the_start(server, instance, shell, project):

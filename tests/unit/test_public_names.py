@@ -65,7 +65,8 @@ def test_help_needs_no_lamindb():
 ROOMS = [
     ["errors", "options", "redaction", "features", "process", "source", "log", "hub", "console"],
     ["instance", "events"],
-    ["tracking", "registry"],
+    ["registry"],
+    ["tracking"],
     ["callbacks", "commands", "demo"],
     ["cli"],
     ["main"],
