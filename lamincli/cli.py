@@ -496,7 +496,7 @@ class LaminLightningCLI(LightningCLI):
 def _publishes(callback: Any) -> bool:
     """Tell whether a callback publishes to LaminDB, without importing lamindb to find out."""
     ll = sys.modules.get("lamindb.integrations.lightning")
-    return ll is not None and isinstance(callback, ll.Checkpoint)
+    return ll is not None and isinstance(callback, ll.ArtifactPublishingModelCheckpoint)
 
 
 def _is_lamin_checkpoint(config: Any) -> bool:
@@ -505,7 +505,7 @@ def _is_lamin_checkpoint(config: Any) -> bool:
     if ll is None or not isinstance(config, (Namespace, dict)) or "class_path" not in config:
         return False
     kind = _import(config["class_path"])
-    return isinstance(kind, type) and issubclass(kind, ll.Checkpoint)
+    return isinstance(kind, type) and issubclass(kind, ll.ArtifactPublishingModelCheckpoint)
 
 
 def _import(class_path: str) -> Any:

@@ -201,7 +201,8 @@ class Checkpoint(ll.Checkpoint):
         if feature_values:
             artifact.features.add_values(feature_values)
         for old in replaced:
-            retire(old, successor=artifact)
+            if old.id != artifact.id:  # lamindb returns the old one for equal content
+                retire(old, successor=artifact)
         self._notify_artifact_saved(
             trainer, kind="checkpoint", key=key, artifact=artifact, local_path=filepath
         )
@@ -275,13 +276,14 @@ class Checkpoint(ll.Checkpoint):
             )
 
 
-def adopt(callback: ll.Checkpoint) -> None:
+def adopt(callback: ll.ArtifactPublishingModelCheckpoint) -> None:
     """Give an instance of lamindb's class, or of a user's subclass of it, the care of ours.
 
-    The user's overrides stay in front: in the combined class they come first.
+    The user's overrides stay in front: in the combined class they come first. A callback that
+    persists to a place of its own, on the generic base class, is left as it is.
     """
     kind: Any = type(callback)
-    if not isinstance(callback, Checkpoint):
+    if isinstance(callback, ll.Checkpoint) and not isinstance(callback, Checkpoint):
         callback.__class__ = Checkpoint if kind is ll.Checkpoint else _combined(kind)
 
 

@@ -91,7 +91,8 @@ class SaveConfigCallback(ll.SaveConfigCallback):
         if publisher is None:
             publisher = Checkpoint(**self.key_defaults)
         try:
-            self.key = publisher.save_config_artifact(trainer, config_path).key
+            publisher.save_config_artifact(trainer, config_path)
+            self.key = publisher.resolve_artifact_key(trainer, config_path, "config")
         except Exception as error:
             if not is_outage(error):
                 raise

@@ -605,3 +605,29 @@ def test_storage_that_is_away_ends_nothing(fit, monkeypatch, capsys, last_run):
     assert "No space left on device" in out.err
     assert "not in LaminDB" in out.out
     assert checkpoint_of(cli).unpublished == (checkpoint_of(cli).best_model_path,)
+
+
+class ElsewhereCheckpoint(ll.ArtifactPublishingModelCheckpoint):
+    """The guide's generic layer: artifacts that go to another registry."""
+
+    def resolve_artifact_key(self, trainer, filepath, kind):
+        return f"elsewhere/{Path(filepath).name}"
+
+    def resolve_artifact_storage_uri(self, artifact):
+        return f"elsewhere://{artifact}"
+
+    def save_config_artifact(self, trainer, config_path):
+        key = self.resolve_artifact_key(trainer, config_path, "config")
+        self._notify_artifact_saved(
+            trainer, kind="config", key=key, artifact=key, local_path=config_path
+        )
+
+
+def test_generic_publishing_callback_is_used_as_it_is(fit, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    listed = {"class_path": "test_specification.ElsewhereCheckpoint"}
+    cli = fit(trainer={"callbacks": [listed]})
+    (callback,) = cli.trainer.checkpoint_callbacks
+    assert type(callback).__name__ == "ElsewhereCheckpoint"
+    assert callback.last_artifact_event.storage_uri == "elsewhere://elsewhere/config.yaml"
+    assert cli.lamin_run.status == "completed"
