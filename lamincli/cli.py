@@ -34,6 +34,7 @@ from lamincli import console
 from lamincli.callbacks.stop import StopOnSignal
 from lamincli.errors import LaminTrainError, UsageError, did_you_mean
 from lamincli.features import metric_values
+from lamincli.instance import ENVIRONMENT_VARIABLE, connected
 from lamincli.options import CheckpointOptions, FeatureOptions, LaminOptions
 from lamincli.process import is_global_zero
 
@@ -53,6 +54,8 @@ class LaminArgumentParser(LightningArgumentParser):
             parser.print_usage(sys.stderr)
         console.fail(message + parser._did_you_mean(message))
         program = parser.prog.replace(" [options]", "")
+        if stage := re.search(r"required: (fit|validate|test|predict)\.", message):
+            program += f" {stage[1]}"
         sys.stderr.write(f"All options: {program} --help\n")
         sys.exit(2)
 
@@ -66,6 +69,8 @@ class LaminArgumentParser(LightningArgumentParser):
             taken = signature(_import(refused[1])).parameters
             hint = did_you_mean(refused[2], taken).strip()
             return "\n" + (hint or f"It takes: {', '.join(taken)}")
+        if missing := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", message):
+            return "\n" + did_you_mean(missing[2], dir(sys.modules.get(missing[1]))).strip()
         wrong = re.findall(r"unrecognized arguments: (--[^\s=]+)", message)
         wrong += re.findall(r"does not accept option '([^']+)'", message)
         options = [option for option in self._option_string_actions if option.startswith("--")]
@@ -198,12 +203,11 @@ class LaminLightningCLI(LightningCLI):
         if not self._publishes:
             return
         options = self._merge_options(options)
-        self._check_checkpoint_options()
+        self._check_values()
         if not is_global_zero():
             return
         if LaminLightningCLI._open is not None:
             LaminLightningCLI._open.finish()
-        from lamincli.instance import connected
         from lamincli.source import find_source
 
         slug = self._resources.enter_context(connected(options.instance))
@@ -219,6 +223,10 @@ class LaminLightningCLI(LightningCLI):
         )
         if self._tracked.owned:
             LaminLightningCLI._open = self
+        if ckpt_path := self._get(self.config, "ckpt_path"):
+            self._tracked.use_file(ckpt_path)
+        elif self.subcommand in {"validate", "test", "predict"}:
+            console.warn(f"{self.subcommand} without --ckpt_path: the model has its first weights")
 
     def _end_by(self, error: BaseException) -> NoReturn:
         """Close the run by what ended the job, and end the program as its user expects."""
@@ -236,7 +244,8 @@ class LaminLightningCLI(LightningCLI):
         self.finish("errored", error)
         if isinstance(error, MisconfigurationException) and not hasattr(self, "trainer"):
             error = UsageError(str(error))  # the trainer refused its arguments
-        if isinstance(error, LaminTrainError) and self.parser.exit_on_error:
+        exits = getattr(getattr(self, "parser", None), "exit_on_error", True)
+        if isinstance(error, LaminTrainError) and exits:
             console.fail(str(error))
             raise SystemExit(error.exit_code) from None
         raise error
@@ -244,13 +253,18 @@ class LaminLightningCLI(LightningCLI):
     def _finish_at_exit(self) -> None:
         """Close the run when the program ends, by the error that ended it if there was one."""
         uncaught: list[BaseException] = []
-        show = sys.excepthook
+        show, leave = sys.excepthook, sys.exit
 
         def remember(
             kind: type[BaseException], error: BaseException, trace: TracebackType | None
         ) -> None:
             uncaught.append(error)
             show(kind, error, trace)
+
+        def remember_exit(code: Any = None) -> NoReturn:
+            if code not in (None, 0):
+                uncaught.append(SystemExit(code))
+            leave(code)
 
         def finish() -> None:
             status: Status = "errored" if uncaught else "completed"
@@ -260,10 +274,11 @@ class LaminLightningCLI(LightningCLI):
                 status = "aborted"
             self.finish(status, uncaught[0] if uncaught else None)
 
-        sys.excepthook = remember
+        sys.excepthook, sys.exit = remember, remember_exit
         atexit.register(finish)
         self._resources.callback(atexit.unregister, finish)
         self._resources.callback(setattr, sys, "excepthook", show)
+        self._resources.callback(setattr, sys, "exit", leave)
 
     def _record_metrics(self) -> None:
         trainer = getattr(self, "trainer", None)
@@ -280,7 +295,16 @@ class LaminLightningCLI(LightningCLI):
         # Not in add_arguments_to_parser, which projects override without calling super().
         parser.add_class_arguments(LaminOptions, "lamin")
         parser.add_class_arguments(CheckpointOptions, "checkpoint")
-        super()._add_arguments(parser)
+        try:
+            super()._add_arguments(parser)
+        except ValueError as error:
+            if not (taken := re.search(r"'--(lamin|checkpoint)\b.*already exists", str(error))):
+                raise
+            raise UsageError(
+                f"The project adds an option group named {taken[1]!r}, which LaminLightningCLI has "
+                "already. Remove it, and set defaults with parser.set_defaults, as in "
+                '{"checkpoint.monitor": "val_loss"}; or give it another name.'
+            ) from error
 
     def _lamin_options(self) -> LaminOptions:
         values = dict(self._get(self.config, "lamin").items(branches=False))
@@ -338,14 +362,24 @@ class LaminLightningCLI(LightningCLI):
             raise UsageError.of(mistakes)
         return options
 
-    def _check_checkpoint_options(self) -> None:
-        """Find now what `ModelCheckpoint` would refuse after the run has begun."""
+    def _check_values(self) -> None:
+        """Find now what would be refused, or silently left out, after the run has begun."""
         names = signature(ModelCheckpoint.__init__).parameters
         options = dict(self._get(self.config, "checkpoint").items())
+        mistakes = []
         try:
             ModelCheckpoint(**{name: value for name, value in options.items() if name in names})
         except MisconfigurationException as error:
-            raise UsageError(f"checkpoint: {error}") from error
+            mistakes.append(f"checkpoint: {error}")
+        for observer in options["artifact_observers"] or []:
+            if why := _why_no_observer(observer):
+                mistakes.append(f"checkpoint.artifact_observers: {why}")
+        path = str(self._get(self.config, "ckpt_path") or "")
+        words = path in ("", "best", "last", "hpc") or ":" in path
+        if not words and not Path(path).exists():
+            mistakes.append(f"--ckpt_path {path}: there is no such file.")
+        if mistakes:
+            raise UsageError.of(mistakes)
 
     def _given(self) -> Any:
         """Return what was typed or stands in a config file, without defaults."""
@@ -378,7 +412,9 @@ class LaminLightningCLI(LightningCLI):
         super().instantiate_classes()
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
-        listed = config.get("callbacks") or []
+        if "callbacks" not in config:  # a function without that argument; Lightning warns
+            return super()._instantiate_trainer(config, callbacks)
+        listed = config["callbacks"] or []
         config["callbacks"] = listed = list(listed) if isinstance(listed, list) else [listed]
         persistent = self.trainer_defaults.get("callbacks") or []
         persistent = persistent if isinstance(persistent, list) else [persistent]
@@ -456,7 +492,7 @@ class LaminLightningCLI(LightningCLI):
             metrics = metric_values(trainer.callback_metrics)
             ending.rows |= {name: f"{value:.4g}" for name, value in metrics.items()}
         if config_key := getattr(self._config_saver, "key", None):
-            ending.rows["config"] = config_key
+            ending.rows["config key"] = config_key
         ending.unpublished = list(getattr(callback, "unpublished", ()))
         console.show_ending(ending)
 
@@ -473,7 +509,9 @@ class LaminLightningCLI(LightningCLI):
         score = callback.best_model_score if completed else None
         text = key if score is None else f"{key}  {callback.monitor}={float(score):.4g}"
         label = "checkpoint" if callback.monitor is None else "best checkpoint"
-        ending.rows[label if completed else "last checkpoint"] = text
+        ending.rows[(label if completed else "last checkpoint") + " key"] = text
+        if self.subcommand is None:
+            return  # the script takes no stage and no checkpoint
         config = self._config_saver and self._config_saver.local_path
         arguments = ["--config", _short(config), "--ckpt_path", _short(path)] if config else None
         if not completed:
@@ -484,13 +522,17 @@ class LaminLightningCLI(LightningCLI):
             ending.commands["test it"] = [*_program(), "test", *arguments]
         kind = type(self.model)
         uid = self._tracked.artifact_uid(key)
-        if kind.__module__ != "__main__" and uid:
+        # Lightning can make the model again if it keeps its arguments, or takes none.
+        loadable = self.model.hparams or not signature(kind).parameters
+        if kind.__module__ != "__main__" and uid and loadable:
             name = kind.__qualname__
             code = (
                 f"import lamindb as ln; from {kind.__module__} import {name}; "
                 f'print({name}.load_from_checkpoint(ln.Artifact.get("{uid}").cache()))'
             )
-            ending.commands["load it"] = ["python", "-c", code]
+            elsewhere = self._get(self.config, "lamin").get("instance") is not None
+            connect = [f"{ENVIRONMENT_VARIABLE}={self._tracked.slug}"] if elsewhere else []
+            ending.commands["load it"] = [*connect, "python", "-c", code]
 
 
 def _publishes(callback: Any) -> bool:
@@ -506,6 +548,18 @@ def _is_lamin_checkpoint(config: Any) -> bool:
         return False
     kind = _import(config["class_path"])
     return isinstance(kind, type) and issubclass(kind, ll.ArtifactPublishingModelCheckpoint)
+
+
+def _why_no_observer(observer: Any) -> str | None:
+    if not isinstance(observer, (Namespace, dict)) or "class_path" not in observer:
+        return f"{observer!r} is no class_path with init_args."
+    try:
+        kind = _import(observer["class_path"])
+    except (ImportError, AttributeError, ValueError) as error:
+        return f"{observer['class_path']} cannot be imported: {error}."
+    if not any(hasattr(kind, f"on_artifact_{what}") for what in ("saved", "removed")):
+        return f"{observer['class_path']} has no method on_artifact_saved or on_artifact_removed."
+    return None
 
 
 def _import(class_path: str) -> Any:

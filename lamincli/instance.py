@@ -26,36 +26,37 @@ from lamincli.errors import InstanceError, did_you_mean
 from lamincli.hub import is_unreachable, warn_unreachable
 
 DEFAULT_FOLDER = Path("lamindb")
-_ENVIRONMENT_VARIABLE = "LAMIN_CURRENT_INSTANCE"
+ENVIRONMENT_VARIABLE = "LAMIN_CURRENT_INSTANCE"
 _MARK = Path(".lamindb/storage_uid.txt")
 _DATABASE = Path(".lamindb/lamin.db")
 
 
 @contextmanager
-def connected(instance: str | None) -> Iterator[str]:
+def connected(instance: str | None, create: bool = True) -> Iterator[str]:
     """Connect an instance for this process and all that it starts; yields owner/name.
 
     Args:
         instance: ``owner/name``, a folder for a local SQLite instance, or `None` for the
             connected instance, else a local one in ``./lamindb``.
+        create: Create a local instance in a folder that has none.
 
     Raises:
         InstanceError: The instance does not exist or cannot be created or reached.
     """
-    slug = connect(instance)
+    slug = connect(instance, create)
     _leave_connections_to_the_parent()
-    before = os.environ.get(_ENVIRONMENT_VARIABLE)
-    os.environ[_ENVIRONMENT_VARIABLE] = slug  # ranks and workers connect to the same one
+    before = os.environ.get(ENVIRONMENT_VARIABLE)
+    os.environ[ENVIRONMENT_VARIABLE] = slug  # ranks and workers connect to the same one
     try:
         yield slug
     finally:
         if before is None:
-            os.environ.pop(_ENVIRONMENT_VARIABLE, None)
+            os.environ.pop(ENVIRONMENT_VARIABLE, None)
         else:
-            os.environ[_ENVIRONMENT_VARIABLE] = before
+            os.environ[ENVIRONMENT_VARIABLE] = before
 
 
-def connect(instance: str | None) -> str:
+def connect(instance: str | None, create: bool = True) -> str:
     """Connect an instance, as `connected` does, for the rest of this process."""
     from lamindb_setup import settings
 
@@ -64,9 +65,9 @@ def connect(instance: str | None) -> str:
             import lamindb  # noqa: F401  connects on import
 
             return str(settings.instance.slug)
-        return _connect_folder(DEFAULT_FOLDER, announce=True)
+        return _connect_folder(DEFAULT_FOLDER, create)
     if _names_a_folder(instance):
-        return _connect_folder(Path(instance).expanduser())
+        return _connect_folder(Path(instance).expanduser(), create)
     return _connect_slug(instance)
 
 
@@ -95,14 +96,15 @@ def _names_a_folder(instance: str) -> bool:
     return instance.startswith((".", "/", "~", os.sep)) or Path(instance).is_dir()
 
 
-def _connect_folder(folder: Path, announce: bool = False) -> str:
+def _connect_folder(folder: Path, create: bool) -> str:
     folder = Path(os.path.abspath(folder))
     # Two trainings that start at once in a new folder create one instance.
     with FileLock(lock_path(hashlib.sha256(str(folder).encode()).hexdigest())):
         if not (folder / _DATABASE).exists():
+            if not create:
+                raise InstanceError(f"There is no LaminDB instance in {folder}.")
             _create(folder)
-            if announce:
-                console.say(f"created a local LaminDB instance in {_relative(folder)}")
+            console.say(f"created a local LaminDB instance in {_relative(folder)}")
         settings = _settings_of_folder(folder)
     _activate(settings)
     return str(settings.slug)
@@ -125,7 +127,7 @@ def _create(folder: Path) -> None:
         ) from error
     # lamindb refuses the home directory as the place of a project.
     in_project = folder == DEFAULT_FOLDER.absolute() and folder.parent != Path.home().resolve()
-    environment = {k: v for k, v in os.environ.items() if k != _ENVIRONMENT_VARIABLE}
+    environment = {k: v for k, v in os.environ.items() if k != ENVIRONMENT_VARIABLE}
     code = "import sys, lamindb_setup as s; s.init(storage=sys.argv[1], name=sys.argv[2])"
     done = subprocess.run(  # noqa: S603  our own interpreter and code
         [sys.executable, "-c", code, str(folder), _free_name(folder)],
@@ -235,11 +237,15 @@ def _known_slugs() -> list[str]:
 
 def _activate(instance: Any) -> None:
     """Make an instance the current one of this process, leaving the user's default as it is."""
-    import lamindb as ln
     from lamindb_setup import settings
     from lamindb_setup._init_instance import register_user
 
+    if "lamindb" not in sys.modules:
+        instance._persist(write_to_disk=False)  # then the import connects to this one at once
+    import lamindb as ln
+
     if settings.is_configured and settings.instance._id == instance._id:
+        register_user(settings.user, update_user=False)
         return
     if ln.context.run is not None:
         raise InstanceError(

@@ -8,10 +8,12 @@ bar leave the one that was last on the screen.
 
 import contextlib
 import logging
+import os
 import re
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
@@ -180,7 +182,10 @@ class RunLog:
     def __init__(self, path: Path, now_s: Callable[[], float] = time.monotonic) -> None:
         self.path = path
         self._now_s = now_s
-        self._lock = threading.Lock()
+        self._pid = os.getpid()
+        self._lock = threading.RLock()
+        self._waiting: deque[str] = deque()
+        self._is_copying = False
         self._screen = Screen(self._append)
         self._file: Any = None
         self._end_bytes = 0
@@ -230,15 +235,28 @@ class RunLog:
                 self._file = None
 
     def _copy(self, text: str) -> None:
+        if os.getpid() != self._pid:  # a forked worker has its own output, and a copy of us
+            return
         with self._lock:
-            if self._file is None:
-                return
+            self._waiting.append(text)
+            if self._is_copying:
+                return  # a signal handler or a finalizer prints while we copy
+            self._is_copying = True
             try:
-                self._screen.feed(text)
-                if self._now_s() - self._written_s >= 1:
-                    self._write_pending()
-            except (OSError, ValueError):  # disk full, file closed under us
-                self._file = None
+                while self._waiting:
+                    self._copy_now(self._waiting.popleft())
+            finally:
+                self._is_copying = False
+
+    def _copy_now(self, text: str) -> None:
+        if self._file is None:
+            return
+        try:
+            self._screen.feed(text)
+            if self._now_s() - self._written_s >= 1:
+                self._write_pending()
+        except (OSError, ValueError):  # disk full, file closed under us
+            self._file = None
 
     def _append(self, line: str) -> None:
         self._file.seek(self._end_bytes)

@@ -47,7 +47,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif words[0] in COMMANDS:
         sys.exit(_command(words[0])(words[1:]))
     elif words[0].startswith("-") or words[0] in STAGES:
-        _train()
+        try:
+            _train()
+        except KeyboardInterrupt:  # while torch is being imported: nothing has begun
+            sys.exit(130)
     else:
         known = [*STAGES, *COMMANDS]
         hint = did_you_mean(words[0], known)

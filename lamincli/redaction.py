@@ -21,7 +21,7 @@ _SECRET_KEY = re.compile(
     r"|authorization|dsn|connection_?string|sas_?token|cookies?)(?:$|_)"
 )
 # `max_tokens: 512`, `num_token: 3` or `token_dim: 64` are numbers of tokens, not secrets.
-_COUNTS = re.compile(r"(?:^|_)(?:tokens?|cookies?)(?:$|_)")
+_COUNTS = re.compile(r"(?:^|_)(?:tokens|cookies|(?:num|max|min|n)_token)(?:$|_)|(?:^|_)token_")
 
 _URL_CREDENTIALS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]*://)[^/\s:@?#]*:[^/\s@]*@")
 _URL_QUERY_SECRET = re.compile(
@@ -43,8 +43,11 @@ _KNOWN_FORMS = re.compile(
 
 def is_secret_key(key: str) -> bool:
     """Tell whether a key such as ``hub.apiKey`` or ``--db-password`` names a secret."""
-    words = _WORD_BREAK.sub("_", key).lower()
-    return bool(_SECRET_KEY.search(re.sub(r"[\W_]+", "_", words)))
+    return bool(_SECRET_KEY.search(_words(key)))
+
+
+def _words(key: str) -> str:
+    return re.sub(r"[\W_]+", "_", _WORD_BREAK.sub("_", key).lower())
 
 
 def redact(value: Any, key: str = "") -> Any:
@@ -65,7 +68,7 @@ def redact(value: Any, key: str = "") -> Any:
         return type(value)(redact(item, key) for item in value)
     if value is None or isinstance(value, bool):
         return value
-    if secret and not (isinstance(value, (int, float)) and _COUNTS.search(key.lower())):
+    if secret and not (isinstance(value, (int, float)) and _COUNTS.search(_words(key))):
         return REDACTED if value != "" else value
     return redact_text(value) if isinstance(value, str) else value
 
@@ -76,6 +79,15 @@ def redact_text(text: str) -> str:
     text = _URL_QUERY_SECRET.sub(rf"\g<name>{REDACTED}", text)
     text = _BEARER.sub(rf"\g<name>{REDACTED}", text)
     return _KNOWN_FORMS.sub(REDACTED, text)
+
+
+def redact_line(line: str) -> str:
+    """Return a line of a config that cannot be parsed, without its secrets."""
+    if (named := re.match(r"""(\s*-?\s*["']?([\w.\-]+)["']?\s*[:=]\s*)\S""", line)) and (
+        is_secret_key(named[2])
+    ):
+        return f"{named[1]}{REDACTED}\n"
+    return redact_text(line)
 
 
 def redact_argv(argv: Sequence[str]) -> str:

@@ -80,6 +80,18 @@ class TrackedRun:
         artifact = ln.Artifact.filter(key=key, run=self.record).first()
         return str(artifact.uid) if artifact else None
 
+    def use_file(self, path: str) -> None:
+        """Make the artifact that a local file is a copy of an input of the run, if there is one."""
+        from lamindb.models._lineage import track_run_inputs
+        from lamindb_setup.core.hashing import hash_file
+
+        if not Path(path).is_file():
+            return
+        digest = hash_file(Path(path))[1]  # of parts only, where the file is large
+        if (artifact := ln.Artifact.filter(hash=digest, kind="model").first()) is not None:
+            with _silent_lamindb():
+                track_run_inputs(artifact, is_run_input=True)
+
     def add_features(self, values: dict[str, Any]) -> None:
         """Annotate the run, where no checkpoint callback does it."""
         if values:
@@ -421,7 +433,8 @@ def _check_records(options: LaminOptions, slug: str) -> None:
             continue
         label = registry.__name__.lower()
         names = [record.name for record in registry.filter()]
-        create = f" Create it with ln.{registry.__name__}(name={name!r}).save()."
+        code = f"import lamindb as ln; ln.{registry.__name__}(name={json.dumps(name)}).save()"
+        create = f" Create it with:\n    python -c {shlex.quote(code)}"
         mistakes.append(
             f"--lamin.{label} {name}: no such {label} in {slug}."
             + (did_you_mean(name, names) or ("" if registry is ln.Space else create))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -19,10 +20,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lamincli import console
 from lamincli.errors import MonitorNotLoggedError, did_you_mean
 from lamincli.registry.lamin import (
+    clean_copy,
     forget_lost_connections,
     is_outage,
     make_input,
-    publish_clean_copy,
     retire,
 )
 from lamincli.tracking import adopt_from_parent
@@ -209,7 +210,9 @@ class Checkpoint(ll.Checkpoint):
         return artifact
 
     def _create_lamin_artifact(self, local_path: Path | str, **arguments: Any) -> Any:
-        with publish_clean_copy(Path(local_path)) as published:
+        path = Path(local_path)
+        is_config = arguments.get("kind") == "config"
+        with clean_copy(path) if is_config else nullcontext(path) as published:
             artifact = super()._create_lamin_artifact(published, **arguments)
         if arguments.get("add_as_input_to_run") and artifact.run is not None:
             # lamindb found an artifact of equal key and content, and made it an output.

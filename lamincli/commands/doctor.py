@@ -46,7 +46,7 @@ def _check_instance(instance: str | None) -> int:
     if instance is None and not settings.is_configured and not DEFAULT_FOLDER.exists():
         console.say(f"no instance connected; a training creates a local one in {DEFAULT_FOLDER}")
         return 0
-    with connected(instance) as slug:
+    with connected(instance, create=False) as slug:
         import lamindb as ln
 
         from lamincli.tracking import close_gone_runs

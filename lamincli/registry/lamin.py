@@ -10,7 +10,7 @@ import yaml
 from django.db import InterfaceError, OperationalError, connections
 from lamindb.models._lineage import track_run_inputs
 
-from lamincli.redaction import redact
+from lamincli.redaction import redact, redact_line
 
 
 def is_outage(error: BaseException) -> bool:
@@ -48,36 +48,48 @@ def make_input(artifact: Any) -> None:
 
 
 @contextmanager
-def publish_clean_copy(path: Path) -> Iterator[Path]:
-    """Yield the file to publish: for YAML with secrets, a copy without them.
+def clean_copy(path: Path) -> Iterator[Path]:
+    """Yield a config file to publish: the file itself, or a copy without its secrets.
 
     The user's own file is left as it is.
+
+    Args:
+        path: A file in YAML or JSON; of any other text, lines that name a secret are cleaned.
     """
-    if path.suffix not in {".yaml", ".yml"} or not path.is_file():
-        yield path
-        return
-    with path.open() as file:
-        # hparams.yaml of Lightning may hold Python tags; those are read as plain values.
-        content = yaml.load(file, Loader=_PlainLoader)  # noqa: S506  builds no objects
-    if (clean := redact(content)) == content:
+    text = path.read_text()
+    try:
+        content = yaml.load(text, Loader=_PlainLoader)  # noqa: S506  builds no objects
+        clean = redact(content)
+        cleaned = text if clean == content else yaml.safe_dump(clean, sort_keys=False)
+    except (yaml.YAMLError, RecursionError):
+        cleaned = "".join(map(redact_line, text.splitlines(keepends=True)))
+    if cleaned == text:
         yield path
         return
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / path.name
-        copy.write_text(yaml.safe_dump(clean, sort_keys=False))
+        copy.write_text(cleaned)
         yield copy
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Read YAML of any tag as dicts, lists and scalars."""
+    """Read YAML of any tag as dicts, lists and scalars; hparams.yaml may hold Python objects."""
 
 
-def _construct_plain(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> Any:
+def _construct_plain(loader: Any, suffix: str, node: yaml.Node) -> Any:
     if isinstance(node, yaml.MappingNode):
-        return loader.construct_mapping(node, deep=True)
+        # Keys that are no text, as tuples, become text.
+        return {
+            key if isinstance(key, str) else str(key): loader.construct_object(value, deep=True)
+            for key_node, value in node.value
+            for key in (loader.construct_object(key_node, deep=True),)
+        }
     if isinstance(node, yaml.SequenceNode):
         return loader.construct_sequence(node, deep=True)
-    return loader.construct_scalar(node)  # type: ignore[arg-type]
+    return loader.construct_scalar(node)
 
 
 _PlainLoader.add_multi_constructor("", _construct_plain)
+_PlainLoader.add_constructor(
+    "tag:yaml.org,2002:map", lambda loader, node: _construct_plain(loader, "", node)
+)

@@ -40,11 +40,13 @@ def refused(train, ln, capsys):
         (["--model.widht=3"], "--model.widht=3.*Did you mean --model.width"),
         (
             ["--lamin.project=nope"],
-            r"--lamin.project nope: no such project .*Create it with ln.Project",
+            r"--lamin.project nope: no such project .*Create it with:.*ln.Project",
         ),
         (["--lamin.space=nope"], "--lamin.space nope: no such space"),
         (["--lamin.branch=mian"], r"--lamin.branch mian: no such branch .*Did you mean main\?"),
         (["--lamin.features.runs.a=1"], "lamin.features.runs"),
+        (["--ckpt_path=nowhere.ckpt"], "--ckpt_path nowhere.ckpt: there is no such file"),
+        (["--checkpoint.artifact_observers+=tests_models.Colect"], "tests_models.Colect"),
         (["--checkpoint.save_top_k=2"], "save_top_k=2, monitor=None"),
         (["--checkpoint.every_n_epochs=1", "--checkpoint.every_n_train_steps=1"], "exclusive"),
     ],
@@ -113,10 +115,32 @@ def test_missing_model_class(refused):
     err = refused("fit", model_class=None)
     assert "required: fit.model" in err
     assert "Give --model CLASS_PATH, or model.class_path in the config file." in err
+    assert "fit --help" in err
 
 
 def test_model_class_that_cannot_be_imported(refused):
     assert "No module named 'nowhere'" in refused("fit", "--model=nowhere.Model", model_class=None)
+
+
+def test_class_name_with_a_typo(refused):
+    assert "Did you mean TinyModel" in refused(
+        "fit", "--model=tests_models.TinyModl", model_class=None
+    )
+
+
+@pytest.mark.parametrize(
+    ("observer", "why"),
+    [
+        ("tests_models.Colect", "cannot be imported: module 'tests_models' has no attribute"),
+        ("tests_models.TinyData", "has no method on_artifact_saved or on_artifact_removed"),
+    ],
+)
+def test_observer_that_is_none(refused, project, observer, why):
+    observers = [{"class_path": observer}]
+    (project / "c.yaml").write_text(
+        yaml.safe_dump({"checkpoint": {"artifact_observers": observers}})
+    )
+    assert f"checkpoint.artifact_observers: {observer} {why}" in refused("fit", "--config=c.yaml")
 
 
 def test_unknown_argument_of_a_class_path(refused):

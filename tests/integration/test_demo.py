@@ -34,15 +34,16 @@ def test_digits_end_to_end(shell, record, project):
     panel = done.stdout
     assert f"run {run.uid} completed" in panel
     assert re.search(
-        rf"best checkpoint  logs/digits/{run.uid}/checkpoints/\S+\.ckpt  val/acc", panel
+        rf"best checkpoint key  logs/digits/{run.uid}/checkpoints/\S+\.ckpt  val/acc", panel
     )
-    assert f"config           logs/digits/{run.uid}/config.yaml" in panel
+    assert f"config key           logs/digits/{run.uid}/config.yaml" in panel
     commands = dict(re.findall(r"^  (test it|load it)\n    (.+)$", panel, re.MULTILINE))
 
     tested = run_line(commands["test it"].replace("python -m lamincli", "lamin-train"), project)
     assert tested.returncode == 0, tested.stderr
     accuracy = float(re.search(r"test/accuracy\s+(0\.\d+)", tested.stdout)[1])
     assert accuracy > 0.95
+    assert [key for key in record()[-1].inputs if key.endswith(".ckpt")], "what was tested"
     loaded = run_line(commands["load it"], project)
     assert loaded.returncode == 0, loaded.stderr
     assert "DigitsClassifier(" in loaded.stdout

@@ -222,6 +222,26 @@ def test_project_subclass_without_super_is_tracked(cli):
     assert made.trainer.checkpoint_callback.save_top_k == -1
 
 
+def test_project_with_a_checkpoint_group_of_its_own_is_told(cli, capsys):
+    class CLI(LaminLightningCLI):
+        def add_arguments_to_parser(self, parser):
+            parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+
+    with pytest.raises(SystemExit) as stop:
+        cli(TinyModel, TinyData, kind=CLI, args=["fit"])
+    assert stop.value.code == 2
+    assert "option group named 'checkpoint', which LaminLightningCLI has" in capsys.readouterr().err
+
+
+def test_trainer_function_without_callbacks(cli):
+    def make(max_epochs: int = 1) -> Trainer:
+        return Trainer(**{**QUIET, "max_epochs": max_epochs})
+
+    with pytest.warns(UserWarning, match="does not expose the `callbacks` argument"):
+        made = cli(TinyModel, TinyData, trainer_class=make, trainer_defaults={}, args=["fit"])
+    assert completed(made)
+
+
 def test_own_subcommand_method(cli):
     class CLI(LaminLightningCLI):
         def fit(self, model, **kwargs):

@@ -144,8 +144,12 @@ def test_script_that_only_makes_the_objects(shell, record, project):
     failed = shell(*options, "--model.at=raise", program=program)
     assert failed.returncode == 1
     assert "boom in user code" in failed.stderr
+    with (project / "train.py").open("a") as script:
+        script.write("sys.exit('not good enough')\n")
+    assert shell(*options, program=program).returncode == 1
     runs = record()
-    assert [run.status for run in runs] == ["completed", "errored"]
-    assert [run.key for run in runs] == ["train.py", "train.py"]
+    assert [run.status for run in runs] == ["completed", "errored", "errored"]
+    assert {run.key for run in runs} == {"train.py"}
+    assert "not good enough" in runs[2].log
     assert "boom in user code" in runs[1].log
     assert "LaminLightningCLI(TinyModel" in runs[0].source

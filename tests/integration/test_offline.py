@@ -1,5 +1,9 @@
 """No internet, no login, no instance: a scientist on a laptop."""
 
+import os
+import sys
+from pathlib import Path
+
 import pytest
 
 FIT = ["fit", "--model=tests_models.TinyModel", "--data=tests_models.TinyData",
@@ -63,10 +67,16 @@ def test_script_that_tracks_itself_works_offline(offline, shell, record, project
 
 
 def test_named_folder_is_used_and_found_again(offline, shell, project):
-    for expected in ("completed", "completed"):
+    assert shell("doctor", "--instance", "./elsewhere/store").returncode == 1
+    assert not (project / "elsewhere").exists(), "looking creates nothing"
+    for _ in range(2):
         done = shell(*FIT, "--lamin.instance=./elsewhere/store")
         assert done.returncode == 0, done.stderr
-        assert expected in done.stdout
+        assert "completed · anonymous/store" in done.stdout
+    load = done.stdout.split("load it\n")[1].splitlines()[0]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    loaded = shell("-c", load, program=["bash"], PATH=path)
+    assert "TinyModel(" in loaded.stdout, loaded.stderr
     assert (project / "elsewhere/store/.lamindb/lamin.db").exists()
     assert not (project / "lamindb").exists()
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 from tests_models import TinyModel
@@ -83,6 +84,23 @@ def test_no_secret_leaves(train, ln, last_run, project):
     local = project / "logs/lightning_logs/version_0"
     assert SECRET in (local / "config.yaml").read_text(), "the user's own files are untouched"
     assert SECRET in (local / "hparams.yaml").read_text()
+
+
+def test_hyper_parameters_of_any_kind_are_published(train, last_run):
+    """Lightning writes tuples and objects with tags of Python into hparams.yaml."""
+
+    class Odd(TinyModel):
+        def __init__(self):
+            super().__init__(api_key=SECRET)
+            odd = {"edges": {("user", "item"): 1}, "path": Path("a")}
+            plain = {"at": "", "learning_rate": 0.1, "api_key": SECRET}
+            self.save_hyperparameters({**plain, **odd})
+
+    train("fit", "--trainer.logger=lightning.pytorch.loggers.CSVLogger",
+          "--trainer.logger.save_dir=logs", model_class=Odd)  # fmt: skip
+    (hparams,) = last_run().output_artifacts.filter(key__endswith="hparams.yaml")
+    assert "item" in hparams.path.read_text()
+    assert SECRET not in hparams.path.read_text()
 
 
 def test_metrics_of_every_stage_are_kept(train, last_run):

@@ -1,5 +1,6 @@
 import io
 import logging
+import os
 import sys
 
 import pytest
@@ -146,6 +147,44 @@ def test_hundred_epochs_stay_below_a_megabyte(tmp_path):
     text = (tmp_path / "log.txt").read_text()
     assert len(text.splitlines()) == 100
     assert len(text) < 20_000
+
+
+def test_handler_that_prints_while_a_line_is_copied_waits(tmp_path):
+    """As a signal handler or a finalizer does, in the same thread."""
+    log = RunLog(tmp_path / "log.txt")
+    log.open()
+    try:
+        feed, printed = log._screen.feed, []
+
+        def interrupted(text):
+            if not printed:
+                printed.append(text)
+                print("from a handler")
+            feed(text)
+
+        log._screen.feed = interrupted
+        print("a line", end="\n")
+    finally:
+        log.close()
+    text = (tmp_path / "log.txt").read_text()
+    assert "a line" in text
+    assert "from a handler\n" in text
+
+
+def test_forked_worker_does_not_write_into_the_log(tmp_path):
+    log = RunLog(tmp_path / "log.txt")
+    log.open()
+    try:
+        print("before")
+        pid = os.fork()
+        if pid == 0:
+            print("from the worker")
+            os._exit(0)
+        os.waitpid(pid, 0)
+        print("after")
+    finally:
+        log.close()
+    assert (tmp_path / "log.txt").read_text() == "before\nafter\n"
 
 
 def test_full_disk_ends_the_log_and_nothing_else(tmp_path, capsys):

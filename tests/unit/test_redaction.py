@@ -2,7 +2,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamincli.redaction import REDACTED, is_secret_key, redact, redact_argv, redact_text
+from lamincli.redaction import (
+    REDACTED,
+    is_secret_key,
+    redact,
+    redact_argv,
+    redact_line,
+    redact_text,
+)
 
 SECRET = "s3cr3t-value"
 
@@ -46,8 +53,26 @@ def test_all_below_a_secret_key_is_secret():
 
 
 def test_numbers_of_tokens_are_no_secrets():
-    config = {"max_tokens": 512, "token_dim": 64, "password": 1234, "token": None, "secret": ""}
-    assert redact(config) == {**config, "password": REDACTED}
+    config = {"max_tokens": 512, "token_dim": 64, "numToken": 3, "token": None, "secret": ""}
+    assert redact(config) == config
+
+
+@pytest.mark.parametrize("key", ["password", "access_token", "token", "pin.secret"])
+def test_numbers_can_be_secrets(key):
+    assert redact({key: 1234}) == {key: REDACTED}
+
+
+@pytest.mark.parametrize(
+    ("line", "left"),
+    [
+        ("api_key: abc\n", "api_key: ***REDACTED***\n"),
+        ('  "token": "abc",\n', '  "token": ***REDACTED***\n'),
+        ("lr: 0.1\n", "lr: 0.1\n"),
+        ("db: postgres://a:b@c/d\n", "db: postgres://***REDACTED***@c/d\n"),
+    ],
+)
+def test_lines_of_what_cannot_be_parsed_are_cleaned(line, left):
+    assert redact_line(line) == left
 
 
 @pytest.mark.parametrize(

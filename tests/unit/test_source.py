@@ -18,11 +18,11 @@ def test_class_of_a_package_has_the_key_of_its_module():
 
 
 def test_class_without_a_file_is_its_own_text():
-    namespace: dict = {"__name__": "__main__"}
+    namespace: dict = {"__name__": "a_cell"}
     exec(compile("class InNotebook: pass", "<cell>", "exec"), namespace)
     source = _definition(namespace["InNotebook"])
     assert source.path is None
-    assert source.key == "__main__.InNotebook"
+    assert source.key == "a_cell.InNotebook"
     assert "no source" in source.code
 
 
