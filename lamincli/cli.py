@@ -29,6 +29,7 @@ from lightning.pytorch.cli import (
     LightningCLI,
     SaveConfigCallback,
 )
+from lightning.pytorch.trainer.states import TrainerStatus
 
 from lamincli import console
 from lamincli.callbacks.stop import StopOnSignal
@@ -113,7 +114,7 @@ class LaminLightningCLI(LightningCLI):
             configured, 128+N after signal N. Errors of the user's own code pass through.
     """
 
-    _open: LaminLightningCLI | None = None  # the one with an unfinished run of ours
+    _open: LaminLightningCLI | None = None  # made with run=False, its run not yet finished
 
     def __init__(
         self,
@@ -190,10 +191,11 @@ class LaminLightningCLI(LightningCLI):
             self._stop.is_closing = True
             if LaminLightningCLI._open is self:
                 LaminLightningCLI._open = None
-            if self._stop.signum is not None:
+            if status == "aborted" and self._stop.signum is not None:
                 self._tracked.note(f"stopped by {signal.Signals(self._stop.signum).name}")
             self._record_metrics()
             self._tracked.finish(status, error, farewell=lambda: self._show_ending(status))
+            self._publish_no_more()
         self._resources.close()
 
     def _begin(self) -> None:
@@ -206,7 +208,7 @@ class LaminLightningCLI(LightningCLI):
         self._check_values()
         if not is_global_zero():
             return
-        if LaminLightningCLI._open is not None:
+        if LaminLightningCLI._open is not None and not LaminLightningCLI._open._is_training():
             LaminLightningCLI._open.finish()
         from lamincli.source import find_source
 
@@ -221,8 +223,6 @@ class LaminLightningCLI(LightningCLI):
             argv=sys.argv[1:],
             stage=self.subcommand,
         )
-        if self._tracked.owned:
-            LaminLightningCLI._open = self
         if ckpt_path := self._get(self.config, "ckpt_path"):
             self._tracked.use_file(ckpt_path)
         elif self.subcommand in {"validate", "test", "predict"}:
@@ -230,8 +230,8 @@ class LaminLightningCLI(LightningCLI):
 
     def _end_by(self, error: BaseException) -> NoReturn:
         """Close the run by what ended the job, and end the program as its user expects."""
-        stopped = self._stop.signum is not None
-        if stopped:
+        # An error of the user's code in the batch after the signal is an error all the same.
+        if self._stop.signum is not None and isinstance(error, (SystemExit, KeyboardInterrupt)):
             self.finish("aborted")
             raise SystemExit(self._stop.exit_code) from None
         if isinstance(error, KeyboardInterrupt):
@@ -274,11 +274,24 @@ class LaminLightningCLI(LightningCLI):
                 status = "aborted"
             self.finish(status, uncaught[0] if uncaught else None)
 
+        LaminLightningCLI._open = self
         sys.excepthook, sys.exit = remember, remember_exit
         atexit.register(finish)
         self._resources.callback(atexit.unregister, finish)
         self._resources.callback(setattr, sys, "excepthook", show)
         self._resources.callback(setattr, sys, "exit", leave)
+
+    def _is_training(self) -> bool:
+        trainer = getattr(self, "trainer", None)
+        return trainer is not None and trainer.state.status == TrainerStatus.RUNNING
+
+    def _publish_no_more(self) -> None:
+        """Let a trainer that is used after the run has ended save files, and no artifacts."""
+        trainer = getattr(self, "trainer", None)
+        for callback in filter(_publishes, trainer.checkpoint_callbacks if trainer else []):
+            from lamincli.callbacks.checkpoint import make_plain
+
+            make_plain(callback)
 
     def _record_metrics(self) -> None:
         trainer = getattr(self, "trainer", None)
@@ -391,7 +404,10 @@ class LaminLightningCLI(LightningCLI):
 
     def _config_as_dict(self) -> dict[str, Any]:
         config = self._get_config()
-        text = self._parser(self.subcommand).dump(config, skip_unset=False, format="yaml")
+        try:
+            text = self._parser(self.subcommand).dump(config, skip_unset=False, format="yaml")
+        except (TypeError, ValueError):  # objects in the place of their config
+            return dict(config.as_dict())
         return dict(yaml.safe_load(text))
 
     def _get_config(self) -> Any:

@@ -16,14 +16,17 @@ class ProcessIdentity:
     Args:
         host: Host name.
         pid: Process id.
-        started_s: Start of the process, seconds since the epoch.
-        boot_id: Identifies the boot of the machine; empty where the system has none.
+        started_s: Start of the process: seconds since the boot where the system says so, for the
+            wall clock can be set; else since the epoch.
+        machine_id: Identifies the machine beyond its name; empty where the system has none.
+        boot_id: Identifies the boot of the machine; empty likewise.
         pid_namespace: Identifies the container in which the pid holds; empty likewise.
     """
 
     host: str
     pid: int
     started_s: float
+    machine_id: str = ""
     boot_id: str = ""
     pid_namespace: str = ""
 
@@ -33,7 +36,8 @@ class ProcessIdentity:
         return cls(
             host=socket.gethostname(),
             pid=os.getpid(),
-            started_s=psutil.Process().create_time(),
+            started_s=_started_s(os.getpid()),
+            machine_id=_read("/etc/machine-id"),
             boot_id=_boot_id(),
             pid_namespace=_pid_namespace(),
         )
@@ -56,18 +60,18 @@ class ProcessIdentity:
         The pid of another container, or of another machine that shares the host name, says
         nothing here. A machine that was booted since has none of its old processes.
         """
-        if self.host != socket.gethostname():
+        here = ProcessIdentity.current()
+        if (self.host, self.machine_id) != (here.host, here.machine_id):
             return False
-        if self.boot_id != _boot_id():
-            return bool(self.boot_id and self.pid_namespace == _pid_namespace())
-        if self.pid_namespace != _pid_namespace():
+        if self.boot_id != here.boot_id:
+            return bool(self.boot_id and self.machine_id)
+        if self.pid_namespace != here.pid_namespace:
             return False
         try:
-            process = psutil.Process(self.pid)
             # A zombie has ended: only its parent has not noticed yet.
             return (
-                abs(process.create_time() - self.started_s) > 1
-                or process.status() == psutil.STATUS_ZOMBIE
+                abs(_started_s(self.pid) - self.started_s) > 1
+                or psutil.Process(self.pid).status() == psutil.STATUS_ZOMBIE
             )
         except psutil.NoSuchProcess:
             return True
@@ -91,9 +95,22 @@ def is_global_zero() -> bool:
     return int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))) == 0
 
 
-def _boot_id() -> str:
+def _started_s(pid: int) -> float:
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        # Field 22, counted after the name, which may hold blanks and brackets.
+        ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        return int(ticks) / os.sysconf("SC_CLK_TCK")
+    except (OSError, IndexError, ValueError):
+        return psutil.Process(pid).create_time()
+
+
+def _boot_id() -> str:
+    return _read("/proc/sys/kernel/random/boot_id")
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
     except OSError:
         return ""
 

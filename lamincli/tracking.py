@@ -46,6 +46,7 @@ RUN_UID_VARIABLE = "LAMIN_TRAIN_RUN_UID"
 
 _CLI_ARGS_LENGTH = 1024
 _EXTRA_DATA_KEY = "lamin_train"
+_OWNED: set[str] = set()  # uids of the open runs that this process began
 
 
 @dataclass
@@ -57,12 +58,14 @@ class TrackedRun:
         slug: The instance, owner/name.
         owned: Whether we began it; a run that the script began is the script's to end.
         log: The log of the run; `None` for a run of the script, whose log lamindb keeps.
+        context_before: lamindb's context when the run began, for a run within a run.
     """
 
     record: Any
     slug: str
     owned: bool
     log: RunLog | None = None
+    context_before: dict[str, Any] = field(default_factory=dict)
     _is_finished: bool = field(default=False, init=False)
 
     @property
@@ -155,7 +158,10 @@ class TrackedRun:
             if self.log is not None:
                 self.log.close()
             ln.setup.logger.set_handler()
-            _leave_context()
+            _OWNED.discard(self.uid)
+            vars(ln.context).update(self.context_before)
+            if ln.context.run is not None:
+                os.environ[RUN_UID_VARIABLE] = str(ln.context.run.uid)
 
 
 def begin(
@@ -207,11 +213,15 @@ def _begin(
         _ensure_lightning_features()
     close_gone_runs()
     command = redact_argv(argv)
-    if ln.context.run is not None:
-        tracked = TrackedRun(ln.context.run, slug, owned=False)
+    outer = ln.context.run
+    if outer is not None and outer.uid not in _OWNED:
+        tracked = TrackedRun(outer, slug, owned=False)
     else:
-        _track(options, source, command)
-        tracked = TrackedRun(ln.context.run, slug, owned=True)
+        before = dict(vars(ln.context))
+        _leave_context()
+        _track(options, source, command, parent=outer and outer.uid)
+        tracked = TrackedRun(ln.context.run, slug, owned=True, context_before=before)
+        _OWNED.add(tracked.uid)
     run = tracked.record
     run.params = run.params or as_json(redact(params))
     run.extra_data = {
@@ -265,8 +275,12 @@ def close_gone_runs() -> list[str]:
             continue
         log = _log_path(run.uid)
         ended_s = log.stat().st_mtime if log.exists() else time.time()
-        ended = datetime.fromtimestamp(ended_s, timezone.utc)
-        _set_ending(run, "aborted", max(ended, run.started_at))
+        ended = max(datetime.fromtimestamp(ended_s, timezone.utc), run.started_at)
+        # Only if it is open still: it may have ended, truly, since we asked.
+        still_open = ln.Run.objects.filter(id=run.id, _status_code__in=open_codes)
+        if not still_open.update(_status_code=RUN_STATUS_TO_CODE["aborted"], finished_at=ended):
+            continue
+        run.refresh_from_db()
         _save_report(run)
         closed.append(str(run.uid))
     if closed:
@@ -301,7 +315,7 @@ def _log_path(uid: str) -> Path:
     return Path(ln.setup.settings.cache_dir) / f"run_logs_{uid}.txt"
 
 
-def _track(options: LaminOptions, source: Source, command: str) -> None:
+def _track(options: LaminOptions, source: Source, command: str, parent: str | None = None) -> None:
     """Call `ln.track()` with all that it would otherwise ask, guess or take over."""
     from lamindb_setup.core.hashing import hash_file, hash_string
 
@@ -309,6 +323,7 @@ def _track(options: LaminOptions, source: Source, command: str) -> None:
         "project": options.project,
         "space": options.space,
         "branch": options.branch,
+        "initiated_by_run": parent,
         "stream_tracking": False,  # or sys.stdout is no terminal any more, and signals are taken
     }
     key = source.key or _transform_key(source.path)

@@ -104,6 +104,8 @@ class StopOnSignal(pl.Callback):
         Lightning has just put a handler of its own before ours, which broadcasts between ranks
         from within the signal handler and so hangs them; only its SLURM requeue needs it.
         """
+        if self.signum is not None:  # it came too late for the loop before
+            raise SystemExit(self.exit_code)
         self._trainer = trainer
         environment = trainer._accelerator_connector.cluster_environment
         requeues = isinstance(environment, SLURMEnvironment) and environment.auto_requeue

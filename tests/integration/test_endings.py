@@ -93,6 +93,40 @@ def test_second_signal_ends_at_once(project, record):
     assert not [key for key in run.outputs if key.endswith(".ckpt")]
 
 
+def test_error_after_a_signal_is_an_error(shell, project, record):
+    (project / "m.py").write_text(
+        "import os, signal\n"
+        "from tests_models import TinyModel\n"
+        "class M(TinyModel):\n"
+        "    def training_step(self, batch, batch_idx):\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        raise ValueError('a real bug')\n"
+    )
+    done = shell(*FIT, "--model=m.M")
+    assert done.returncode == 1
+    assert "a real bug" in done.stderr
+    assert record()[0].status == "errored"
+
+
+def test_signal_too_late_for_one_loop_stops_the_next(shell, project, record):
+    (project / "train.py").write_text(
+        "import os, signal\n"
+        "from lamincli import LaminLightningCLI\n"
+        "from tests_models import TinyModel, TinyData\n"
+        "class M(TinyModel):\n"
+        "    def on_train_end(self): os.kill(os.getpid(), signal.SIGTERM)\n"
+        "cli = LaminLightningCLI(M, TinyData, run=False)\n"
+        "for fold in range(1, 3):\n"
+        "    cli.trainer.fit_loop.max_epochs = fold\n"
+        "    cli.trainer.fit(cli.model, datamodule=cli.datamodule)\n"
+        "    print('FOLD', fold)\n"
+    )
+    done = shell(*FIT[3:], program=[sys.executable, "train.py"])
+    assert done.returncode == 143, done.stderr
+    assert "FOLD 2" not in done.stdout
+    assert record()[0].status == "aborted"
+
+
 def test_signal_ignored_by_the_parent_stays_ignored(project, record):
     """As under nohup, or in the background of a script."""
     code, output = train_and_signal(

@@ -201,6 +201,55 @@ def test_next_run_of_the_process_closes_an_open_one(train, last_run, project):
     assert first.lamin_run.status == "completed"
 
 
+def test_run_within_a_run_is_its_child(train, last_run, ln):
+    from tests_models import TinyData
+
+    class Outer(TinyModel):
+        def on_train_epoch_end(self):
+            if self.current_epoch == 0:
+                LaminLightningCLI(TinyModel, TinyData, args=["fit", "--trainer.max_epochs=1"])
+
+    cli = train("fit", "--trainer.max_epochs=2", "--checkpoint.save_top_k=-1", model_class=Outer)
+    inner = last_run()
+    assert cli.lamin_run.uid != inner.uid
+    assert inner.initiated_by_run.uid == cli.lamin_run.uid
+    assert inner.status == cli.lamin_run.status == "completed"
+    assert inner.output_artifacts.filter(kind="model").count() == 1
+    assert cli.lamin_run.output_artifacts.filter(kind="model").count() == 2
+    assert ln.context.run is None
+
+
+def test_training_after_the_end_of_the_run_publishes_nothing(train, ln, project):
+    from tests_models import TinyData
+
+    cli = LaminLightningCLI(TinyModel, TinyData, run=False, args=["--trainer.max_epochs=1"])
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+    cli.finish()
+    before = ln.Artifact.filter().count()
+    cli.trainer.fit_loop.max_epochs = 2
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+    assert ln.Artifact.filter().count() == before
+
+
+def test_run_that_ends_while_it_is_looked_at_is_not_closed(train, last_run, monkeypatch, ln):
+    from lamincli import tracking
+    from lamincli.process import ProcessIdentity
+
+    train("fit")
+    run = last_run()
+    run.extra_data["lamin_train"]["process"]["pid"] = 999_999_999
+    run._status_code = -1
+    run.save()
+
+    def ends_now(self):
+        ln.Run.objects.filter(id=run.id).update(_status_code=0)
+        return True
+
+    monkeypatch.setattr(ProcessIdentity, "is_gone", ends_now)
+    assert tracking.close_gone_runs() == []
+    assert last_run().status == "completed"
+
+
 def test_project_and_branch(train, ln, last_run):
     ln.Project(name="atlas").save()
     ln.Branch(name="trial").save()

@@ -2,9 +2,11 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import psutil
 import pytest
 
-from lamincli.process import ProcessIdentity, is_global_zero
+from lamincli import process
+from lamincli.process import ProcessIdentity, _started_s, is_global_zero
 
 
 def test_this_process_is_not_gone():
@@ -13,33 +15,40 @@ def test_this_process_is_not_gone():
 
 def test_ended_process_is_gone():
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    import psutil
-
     me = ProcessIdentity.current()
-    process = replace(me, pid=child.pid, started_s=psutil.Process(child.pid).create_time())
-    assert not process.is_gone()
+    other = replace(me, pid=child.pid, started_s=_started_s(child.pid))
+    assert not other.is_gone()
     child.kill()
     # Not yet waited for: a zombie has ended all the same.
     while psutil.Process(child.pid).status() != psutil.STATUS_ZOMBIE:
         pass
-    assert process.is_gone()
+    assert other.is_gone()
     child.communicate()
-    assert process.is_gone()
+    assert other.is_gone()
 
 
 @pytest.mark.parametrize(
     ("changes", "gone"),
     [
         ({"started_s": 1.0}, True),  # the pid was given to another process since
-        ({"boot_id": "another"}, True),  # the machine was booted since
+        ({"boot_id": "another", "machine_id": "m"}, True),  # the machine was booted since
+        ({"boot_id": "another", "machine_id": "other"}, False),  # another of this name
         ({"host": "another", "pid": 1}, False),  # another machine
         ({"pid_namespace": "pid:[1]", "pid": 999_999_999}, False),  # another container
-        ({"boot_id": "another", "pid_namespace": "pid:[1]"}, False),
         ({"pid": 999_999_999}, True),
     ],
 )
-def test_gone_is_said_only_where_it_is_certain(changes, gone):
+def test_gone_is_said_only_where_it_is_certain(changes, gone, monkeypatch):
+    read = process._read
+    monkeypatch.setattr(process, "_read", lambda p: "m" if "machine" in p else read(p))
     assert replace(ProcessIdentity.current(), **changes).is_gone() is gone
+
+
+def test_clock_that_is_set_closes_nothing(monkeypatch):
+    """psutil derives start times from the wall clock, which moves when it is set."""
+    me = ProcessIdentity.current()
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: 0.0)
+    assert not me.is_gone()
 
 
 def test_identity_survives_json():
