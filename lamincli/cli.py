@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from inspect import signature
@@ -19,7 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
-from jsonargparse import Namespace
+from jsonargparse import ArgumentError, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
@@ -188,7 +189,7 @@ class LaminLightningCLI(LightningCLI):
             error: What ended the job.
         """
         if self._tracked is not None:
-            self._stop.is_closing = True
+            self._stop.closing_since_s = time.monotonic()
             if LaminLightningCLI._open is self:
                 LaminLightningCLI._open = None
             if status == "aborted" and self._stop.signum is not None:
@@ -237,6 +238,9 @@ class LaminLightningCLI(LightningCLI):
         if isinstance(error, KeyboardInterrupt):
             self.finish("aborted", error)
             raise error
+        if isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt):
+            self.finish("aborted", error.__context__)  # Lightning makes it an exit with code 1
+            raise SystemExit(130) from None
         if isinstance(error, SystemExit):
             wanted = error.code in (None, 0)
             self.finish("completed" if wanted else "errored", None if wanted else error)
@@ -329,6 +333,16 @@ class LaminLightningCLI(LightningCLI):
     def _trainer_option(self, name: str) -> Any:
         return (self._get(self.config, "trainer") or {}).get(name)
 
+    def _listed_checkpoints(self) -> dict[str, Any]:
+        """Return the arguments of the Lamin checkpoints in the config, by their place in it."""
+        callbacks = self._trainer_option("callbacks")
+        listed = callbacks if isinstance(callbacks, list) else [callbacks]
+        return {
+            f"trainer.callbacks[{i}].init_args": callback.get("init_args", {})
+            for i, callback in enumerate(listed)
+            if _is_lamin_checkpoint(callback)
+        }
+
     def _merge_options(self, options: LaminOptions) -> LaminOptions:
         """Let the groups `lamin` and `checkpoint` reach Lamin checkpoints listed as callbacks.
 
@@ -380,10 +394,13 @@ class LaminLightningCLI(LightningCLI):
         names = signature(ModelCheckpoint.__init__).parameters
         options = dict(self._get(self.config, "checkpoint").items())
         mistakes = []
-        try:
-            ModelCheckpoint(**{name: value for name, value in options.items() if name in names})
-        except MisconfigurationException as error:
-            mistakes.append(f"checkpoint: {error}")
+        listed = self._listed_checkpoints()
+        for place, values in listed.items() if listed else [("checkpoint", options)]:
+            given = {name: value for name, value in values.items() if name in names}
+            try:
+                ModelCheckpoint(**given)
+            except MisconfigurationException as error:
+                mistakes.append(f"{place}: {error}")
         for observer in options["artifact_observers"] or []:
             if why := _why_no_observer(observer):
                 mistakes.append(f"checkpoint.artifact_observers: {why}")
@@ -396,10 +413,20 @@ class LaminLightningCLI(LightningCLI):
 
     def _given(self) -> Any:
         """Return what was typed or stands in a config file, without defaults."""
-        if isinstance(self._args, (list, type(None))):
-            given = self.parser.parse_args(self._args, defaults=False)
-        else:
-            given = self.parser.parse_object(self._args, defaults=False)
+        parsers = [self.parser, self._parser(self.subcommand)]
+        exits = [parser.exit_on_error for parser in parsers]
+        for parser in parsers:
+            parser.exit_on_error = False
+        try:
+            if isinstance(self._args, (list, type(None))):
+                given = self.parser.parse_args(self._args, defaults=False)
+            else:
+                given = self.parser.parse_object(self._args, defaults=False)
+        except ArgumentError:  # a config that can be read only once, as --config <(command)
+            return {}
+        finally:
+            for parser, exit_on_error in zip(parsers, exits, strict=True):
+                parser.exit_on_error = exit_on_error
         return given.get(str(self.subcommand), given) if self.subcommand else given
 
     def _config_as_dict(self) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from filelock import FileLock
 from lamincli import console
 from lamincli.errors import InstanceError, did_you_mean
 from lamincli.hub import is_unreachable, warn_unreachable
+from lamincli.redaction import redact_text
 
 DEFAULT_FOLDER = Path("lamindb")
 ENVIRONMENT_VARIABLE = "LAMIN_CURRENT_INSTANCE"
@@ -61,13 +62,13 @@ def connect(instance: str | None, create: bool = True) -> str:
     from lamindb_setup import settings
 
     if instance is None:
-        if settings.is_configured:
+        if settings.is_configured and not _is_moved_or_copied():
             import lamindb  # noqa: F401  connects on import
 
             return str(settings.instance.slug)
         return _connect_folder(DEFAULT_FOLDER, create)
     if _names_a_folder(instance):
-        return _connect_folder(Path(instance).expanduser(), create)
+        return _connect_folder(Path(os.path.expanduser(instance)), create)
     return _connect_slug(instance)
 
 
@@ -107,6 +108,7 @@ def _connect_folder(folder: Path, create: bool) -> str:
             console.say(f"created a local LaminDB instance in {_relative(folder)}")
         settings = _settings_of_folder(folder)
     _activate(settings)
+    _follow_the_folder(folder)
     return str(settings.slug)
 
 
@@ -181,6 +183,27 @@ def _settings_of_folder(folder: Path) -> Any:
     return settings
 
 
+def _follow_the_folder(folder: Path) -> None:
+    """Let the database know where its storage lies, after the folder was moved or copied."""
+    import lamindb as ln
+
+    uid = (folder / _MARK).read_text().splitlines()[0]
+    elsewhere = ln.Storage.objects.filter(uid=uid).exclude(root=folder.as_posix())
+    elsewhere.update(root=folder.as_posix())
+
+
+def _is_moved_or_copied() -> bool:
+    """Tell whether the project was, so that its marker names the instance of the old place."""
+    from lamindb_setup import settings
+
+    here = DEFAULT_FOLDER.absolute()
+    return (
+        (here / _DATABASE).exists()
+        and f"instance_slug={settings.instance.slug}" in (here / _MARK).read_text().splitlines()
+        and settings.instance.storage.root_as_str != here.as_posix()
+    )
+
+
 def _connect_slug(identifier: str) -> str:
     from lamindb_setup import settings
     from lamindb_setup._connect_instance import _connect_instance, get_owner_name_from_identifier
@@ -192,7 +215,7 @@ def _connect_slug(identifier: str) -> str:
         owner, name = get_owner_name_from_identifier(identifier)
     except ValueError as error:
         raise InstanceError(
-            f"--lamin.instance {identifier} is neither owner/name nor a folder."
+            f"--lamin.instance {redact_text(identifier)} is neither owner/name nor a folder."
         ) from error
     slug = f"{owner}/{name}"
     if settings.is_configured and settings.instance.slug == slug:
@@ -244,7 +267,11 @@ def _activate(instance: Any) -> None:
         instance._persist(write_to_disk=False)  # then the import connects to this one at once
     import lamindb as ln
 
-    if settings.is_configured and settings.instance._id == instance._id:
+    current = settings.instance
+    if settings.is_configured and (current._id, current.storage.root_as_str) == (
+        instance._id,
+        instance.storage.root_as_str,
+    ):
         register_user(settings.user, update_user=False)
         return
     if ln.context.run is not None:

@@ -25,6 +25,7 @@ _CONTROL = re.compile(
     r"|\x1b[^\[\]]"
     r"|(?P<char>[\r\n\b])"
 )
+_LONGEST_SEQUENCE = 256
 _UNFINISHED = re.compile(r"\x1b(?:\[[0-9;?]*|\][^\x07\x1b]*)?$")
 
 
@@ -62,7 +63,8 @@ class Screen:
         """Apply the next piece of output; control sequences may be cut between two pieces."""
         text = self._rest + text
         self._rest = ""
-        if unfinished := _UNFINISHED.search(text):
+        unfinished = _UNFINISHED.search(text)
+        if unfinished and len(unfinished.group()) <= _LONGEST_SEQUENCE:
             self._rest = unfinished.group()
             text = text[: unfinished.start()]
         position = 0
@@ -84,6 +86,7 @@ class Screen:
     def _write(self, text: str) -> None:
         if not text:
             return
+        text = text.replace("\x1b", "")  # of a sequence that was none
         line = self._lines[self._row].ljust(self._column)
         self._lines[self._row] = line[: self._column] + text + line[self._column + len(text) :]
         self._column += len(text)
@@ -106,7 +109,7 @@ class Screen:
 
     def _control(self, command: str, args: str) -> None:
         first = args.split(";")[0]
-        number = int(first) if first.isdigit() else 0
+        number = int(first) if first.isdecimal() and len(first) < 5 else 0
         if command in "AF":
             self._row = max(0, self._row - max(1, number))
         elif command in "BE":
@@ -199,8 +202,9 @@ class RunLog:
         self._file = self.path.open("wb")
         self._copy(header)
         self._streams = (sys.stdout, sys.stderr)
-        sys.stdout = _Tee(sys.stdout, self._copy)
-        sys.stderr = _Tee(sys.stderr, self._copy)
+        # A stream may be None, where the process was started with it closed.
+        sys.stdout = sys.stdout and _Tee(sys.stdout, self._copy)
+        sys.stderr = sys.stderr and _Tee(sys.stderr, self._copy)
         # Loggers hold on to the stream that they found when they were made.
         replaced = dict(zip(map(id, self._streams), (sys.stdout, sys.stderr), strict=True))
         for handler in _stream_handlers():

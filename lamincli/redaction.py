@@ -16,14 +16,19 @@ REDACTED = "***REDACTED***"
 
 _WORD_BREAK = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _SECRET_KEY = re.compile(
-    r"(?:^|_)(?:api_?keys?|access_?keys?|account_?key|private_?keys?|secret_?keys?|signing_?key"
-    r"|encryption_?key|secrets?|tokens?|passwords?|passwd|pwd|passphrase|credentials?|bearer"
+    r"(?:^|_)(?:api_?keys?|access_?keys?|account_?key|(?:wandb|openai|comet|neptune|license)_?key|private_?keys?|secret_?keys?|signing_?key"
+    r"|encryption_?key|secrets?|(?:access|auth|api|bot)?tokens?|passwords?\d*|passwd|pass|pwd|passphrase|credentials?|bearer|auth"
     r"|authorization|dsn|connection_?string|sas_?token|cookies?)(?:$|_)"
 )
 # `max_tokens: 512`, `num_token: 3` or `token_dim: 64` are numbers of tokens, not secrets.
 _COUNTS = re.compile(r"(?:^|_)(?:tokens|cookies|(?:num|max|min|n)_token)(?:$|_)|(?:^|_)token_")
 
-_URL_CREDENTIALS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]*://)[^/\s:@?#]*:[^/\s@]*@")
+_URL_CREDENTIALS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]*://)[^/\s:@?#]*:[^/\s]*@")
+_URL_TOKEN = re.compile(r"(?P<scheme>https?://)[^/\s:@?#]+@")
+# api_key=X, "token": "X", X-Api-Key: X, Password=X;
+_NAMED = re.compile(
+    r"""(?P<name>["']?(?P<key>[A-Za-z][\w.\-]*)["']?\s*[=:]\s*)(?P<value>"[^"]*"|'[^']*'|[^\s"',;&}\]]+)"""
+)
 _URL_QUERY_SECRET = re.compile(
     r"(?P<name>[?&](?:[A-Za-z0-9_\-.]*[_\-.])?(?:api[_-]?key|access[_-]?key|key|secret|token|password"
     r"|signature|sig|credential)=)[^&\s#]+",
@@ -62,6 +67,9 @@ def redact(value: Any, key: str = "") -> Any:
     """
     secret = is_secret_key(key)
     if isinstance(value, dict):
+        named = next((value[k] for k in ("name", "key") if isinstance(value.get(k), str)), "")
+        if "value" in value and is_secret_key(named):  # {name: api_key, value: X}
+            return {k: REDACTED if k == "value" else v for k, v in value.items()}
         # All that lies below a secret key is secret, whatever it is called there.
         return {k: redact(v, key if secret else str(k)) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -76,9 +84,21 @@ def redact(value: Any, key: str = "") -> Any:
 def redact_text(text: str) -> str:
     """Return text without credentials in URLs, bearer tokens and keys of well-known form."""
     text = _URL_CREDENTIALS.sub(rf"\g<scheme>{REDACTED}@", text)
+    text = _URL_TOKEN.sub(rf"\g<scheme>{REDACTED}@", text)
     text = _URL_QUERY_SECRET.sub(rf"\g<name>{REDACTED}", text)
     text = _BEARER.sub(rf"\g<name>{REDACTED}", text)
-    return _KNOWN_FORMS.sub(REDACTED, text)
+    text = _KNOWN_FORMS.sub(REDACTED, text)
+    return _NAMED.sub(_redact_named, text)
+
+
+def _redact_named(match: "re.Match[str]") -> str:
+    key, value = match["key"], match["value"].strip("\"'")
+    is_count = value.isdigit() and _COUNTS.search(_words(key))
+    # The scheme of an authorization header is no secret; what follows was found by its form.
+    harmless = value in ("", "null", "None", "Bearer", "Basic") or value.startswith(REDACTED)
+    if harmless or is_count or not is_secret_key(key):
+        return match[0]
+    return f"{match['name']}{REDACTED}"
 
 
 def redact_line(line: str) -> str:
@@ -104,8 +124,7 @@ def redact_argv(argv: Sequence[str]) -> str:
             if equals:
                 option = ""
         else:
-            redacted.append(_redact_option(option, word))
-            option = ""
+            redacted.append(_redact_option(option, word))  # a list may take several words
     return shlex.join(redacted)
 
 

@@ -138,30 +138,35 @@ class TrackedRun:
             return
         self._is_finished = True
         os.environ.pop(RUN_UID_VARIABLE, None)
+        self._try(f"closed as {status}", lambda: self._set_ending(status))
+        if farewell is not None:
+            self._try("told about", farewell)
+        if self.log is not None:
+            if error is not None:
+                self.log.write("".join(traceback.format_exception(error)))
+            self.log.close()
+        self._try("given its log", lambda: _save_report(self.record))
+        ln.setup.logger.set_handler()
+        _OWNED.discard(self.uid)
+        vars(ln.context).update(self.context_before)
+        if ln.context.run is not None:
+            os.environ[RUN_UID_VARIABLE] = str(ln.context.run.uid)
+
+    def _try(self, what: str, step: Callable[[], None]) -> None:
+        """Take one step of the end; none of them keeps the others from being taken."""
         try:
-            try:
-                _set_ending(self.record, status, datetime.now(timezone.utc))
-            except (OperationalError, InterfaceError):
-                # The connection may have been lost in the hours since it was used.
-                forget_lost_connections()
-                _set_ending(self.record, status, datetime.now(timezone.utc))
-            if farewell is not None:
-                farewell()
-            if self.log is not None:
-                if error is not None:
-                    self.log.write("".join(traceback.format_exception(error)))
-                self.log.close()
-            _save_report(self.record)
+            step()
         except Exception as failure:
-            console.warn(f"run {self.uid} could not be closed as {status}: {_first_line(failure)}")
-        finally:
-            if self.log is not None:
-                self.log.close()
-            ln.setup.logger.set_handler()
-            _OWNED.discard(self.uid)
-            vars(ln.context).update(self.context_before)
-            if ln.context.run is not None:
-                os.environ[RUN_UID_VARIABLE] = str(ln.context.run.uid)
+            with contextlib.suppress(OSError, ValueError):  # the terminal may have gone too
+                console.warn(f"run {self.uid} could not be {what}: {_first_line(failure)}")
+
+    def _set_ending(self, status: Status) -> None:
+        try:
+            _set_ending(self.record, status, datetime.now(timezone.utc))
+        except (OperationalError, InterfaceError):
+            # The connection may have been lost in the hours since it was used.
+            forget_lost_connections()
+            _set_ending(self.record, status, datetime.now(timezone.utc))
 
 
 def begin(

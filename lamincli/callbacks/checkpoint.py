@@ -71,6 +71,7 @@ class Checkpoint(ll.Checkpoint):
     _run_uid: str | None = None
     _features_of_run: str | None = None
     unpublished: tuple[str, ...] = ()
+    _key_is_virtual: bool
 
     def __init__(
         self,
@@ -212,8 +213,14 @@ class Checkpoint(ll.Checkpoint):
     def _create_lamin_artifact(self, local_path: Path | str, **arguments: Any) -> Any:
         path = Path(local_path)
         is_config = arguments.get("kind") == "config"
-        with clean_copy(path) if is_config else nullcontext(path) as published:
-            artifact = super()._create_lamin_artifact(published, **arguments)
+        wanted: bool = self._key_is_virtual
+        if not wanted and self._is_key_of_another_run(arguments["key"]):
+            self._key_is_virtual = True  # a real key would write over the file of that run
+        try:
+            with clean_copy(path) if is_config else nullcontext(path) as published:
+                artifact = super()._create_lamin_artifact(published, **arguments)
+        finally:
+            self._key_is_virtual = wanted
         if arguments.get("add_as_input_to_run") and artifact.run is not None:
             # lamindb found an artifact of equal key and content, and made it an output.
             make_input(artifact)
@@ -237,6 +244,10 @@ class Checkpoint(ll.Checkpoint):
         )
         for artifact in artifacts:
             retire(artifact)
+
+    def _is_key_of_another_run(self, key: str) -> bool:
+        run_id = ln.context.run.id if ln.context.run else None
+        return any(a.run_id is None or a.run_id != run_id for a in ln.Artifact.filter(key=key))
 
     def _artifacts_of_this_run(self, key: str) -> list[Any]:
         return list(ln.Artifact.filter(key=key, run=ln.context.run).order_by("-created_at"))

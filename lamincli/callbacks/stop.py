@@ -26,6 +26,7 @@ _DEFAULTS: dict[str, Any] = {
     "SIGHUP": signal.SIG_DFL,
 }
 _CHECK_EVERY_S = 1.0
+_CLOSING_TAKES_S = 5.0
 
 
 class StopOnSignal(pl.Callback):
@@ -41,7 +42,7 @@ class StopOnSignal(pl.Callback):
 
     def __init__(self) -> None:
         self.signum: int | None = None
-        self.is_closing = False  # the run is being closed: one signal more may wait
+        self.closing_since_s: float | None = None  # signals wait while the run is being closed
         self._taken: tuple[int, ...] = ()
         self._trainer: pl.Trainer | None = None  # while its loops run
         self._batches = 0
@@ -74,9 +75,9 @@ class StopOnSignal(pl.Callback):
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         again = self.signum is not None
         self.signum = self.signum or signum
-        if self.is_closing:
-            self.is_closing = False
-            os.write(2, b"\n! closing the record of the run; again to leave it open\n")
+        if self.closing_since_s is not None:
+            if time.monotonic() - self.closing_since_s > _CLOSING_TAKES_S:
+                raise SystemExit(self.exit_code)
             return
         trainer = self._trainer
         if again or trainer is None or not self._can_stop_softly(trainer):

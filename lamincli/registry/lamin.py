@@ -34,10 +34,14 @@ def forget_lost_connections() -> None:
 def retire(artifact: Any, successor: Any = None) -> None:
     """Delete an artifact whose successor is committed, with its file.
 
-    With `key_is_virtual=False` the successor lies in the same place; then the file is its file.
+    With `key_is_virtual=False` another artifact, its successor or that of another run, may lie in
+    the same place; then the file is theirs.
     """
-    shares_file = successor is not None and str(successor.path) == str(artifact.path)
-    artifact.delete(permanent=True, storage=not shares_file)
+    place = str(artifact.path)
+    others = [successor] if successor is not None else []
+    if artifact.key is not None:
+        others += type(artifact).objects.filter(key=artifact.key).exclude(id=artifact.id)
+    artifact.delete(permanent=True, storage=all(str(other.path) != place for other in others))
 
 
 def make_input(artifact: Any) -> None:

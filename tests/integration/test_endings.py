@@ -93,6 +93,16 @@ def test_second_signal_ends_at_once(project, record):
     assert not [key for key in run.outputs if key.endswith(".ckpt")]
 
 
+def test_interrupt_raised_by_user_code_is_an_abort(shell, project, record):
+    (project / "m.py").write_text(
+        "from tests_models import TinyModel\n"
+        "class M(TinyModel):\n"
+        "    def training_step(self, batch, batch_idx): raise KeyboardInterrupt\n"
+    )
+    assert shell(*FIT, "--model=m.M").returncode == 130
+    assert record()[0].status == "aborted"
+
+
 def test_error_after_a_signal_is_an_error(shell, project, record):
     (project / "m.py").write_text(
         "import os, signal\n"

@@ -115,6 +115,31 @@ def test_folder_from_another_home_is_adopted(offline, shell, project, monkeypatc
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("how", ["move", "copytree"])
+def test_project_that_was_moved_or_copied(offline, shell, record, project, monkeypatch, how):
+    import shutil
+
+    old, new = project / "old", project / "new"
+    old.mkdir()
+    train = ["-c", 'cd "$0" && exec "$@"']
+    command = [sys.executable, "-m", "lamincli", *FIT]
+    assert shell(*train, str(old), *command, program=["bash"]).returncode == 0
+    getattr(shutil, how)(old, new)
+    done = shell(*train, str(new), *command, program=["bash"])
+    assert done.returncode == 0, done.stderr
+    code = "import lamindb as ln; print([run.status for run in ln.Run.filter()])"
+    listing = [
+        sys.executable,
+        "-c",
+        f"from lamincli.instance import connect; connect(None); {code}",
+    ]
+    assert (
+        "['completed', 'completed']" in shell(*train, str(new), *listing, program=["bash"]).stdout
+    )
+    if how == "copytree":
+        assert "['completed']" in shell(*train, str(old), *listing, program=["bash"]).stdout
+
+
 def test_hub_that_is_away_is_one_warning(ln, monkeypatch, caplog):
     """An instance that may be on the hub asks for it; a laptop on a train has no answer."""
     from urllib.error import URLError

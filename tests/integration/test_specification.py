@@ -472,6 +472,24 @@ def test_key_of_another_run_gets_a_new_version(fit, ln):
     assert theirs.path.exists()
 
 
+def test_real_key_of_another_run_keeps_its_file(fit, ln):
+    """With `key_is_virtual: false`, the file of the key is overwritten by lamindb's callback."""
+
+    def run(**more):
+        return fit(
+            trainer={"logger": False, "max_epochs": 2}, lamin={"run_uid_is_version": False},
+            checkpoint={"dirpath": "shared", "key_is_virtual": False, "save_top_k": 1,
+                        "enable_version_counter": False}, **more,
+        ).lamin_run  # fmt: skip
+
+    runs = [run(), run(model={"learning_rate": 0.3}), run(model={"learning_rate": 0.7})]
+    from lamindb_setup.core.hashing import hash_file
+
+    for artifact in ln.Artifact.objects.filter(run__in=runs, kind="model"):
+        assert hash_file(artifact.path)[1] == artifact.hash, artifact
+    assert [run.output_artifacts.filter(kind="model").count() for run in runs] == [1, 1, 1]
+
+
 @pytest.mark.parametrize("virtual", [True, False])
 def test_key_that_is_written_again_has_one_artifact(fit, virtual):
     cli = fit(

@@ -33,6 +33,8 @@ def shown(*pieces: str) -> list[str]:
         (["cut \x1b[1", ";32mhere\x1b", "[0m"], ["cut here"]),
         (["\x1b]0;title\x07text"], ["text"]),
         (["ab\bc"], ["ac"]),
+        (["a\x1b]", "b" * 300, "\nc"], ["a]" + "b" * 300, "c"]),
+        (["a\x1b[" + "1" * 5000 + "Cb"], ["a b"]),
         (["x\n\n\ny\n"], ["x", "", "", "y"]),
         (["a\nb\nc\x1b[2A\r\x1b[J"], []),
     ],
