@@ -49,3 +49,8 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """Return `` Did you mean …?`` for the closest choices, or an empty string."""
     close = get_close_matches(name, list(choices), n=3, cutoff=0.6)
     return f" Did you mean {' or '.join(close)}?" if close else ""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or its kind where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -29,7 +29,7 @@ from lamindb.base.types import RUN_STATUS_TO_CODE
 from lamindb.errors import DoesNotExist
 
 from lamincli import __version__, console
-from lamincli.errors import InstanceError, RecordError, did_you_mean
+from lamincli.errors import InstanceError, RecordError, did_you_mean, first_line
 from lamincli.features import as_json, dtype_of, metric_values
 from lamincli.instance import lock_path
 from lamincli.log import RunLog
@@ -158,7 +158,7 @@ class TrackedRun:
             step()
         except Exception as failure:
             with contextlib.suppress(OSError, ValueError):  # the terminal may have gone too
-                console.warn(f"run {self.uid} could not be {what}: {_first_line(failure)}")
+                console.warn(f"run {self.uid} could not be {what}: {first_line(failure)}")
 
     def _set_ending(self, status: Status) -> None:
         try:
@@ -196,53 +196,48 @@ def begin(
             such mistakes at once, and no run was made.
         InstanceError: The database cannot be reached.
     """
+    with _reachable(slug):
+        _check_records(options, slug)
+        if options.auto_features:
+            _ensure_lightning_features()
+        close_gone_runs()
+        command = redact_argv(argv)
+        outer = ln.context.run
+        if outer is not None and outer.uid not in _OWNED:
+            tracked = TrackedRun(outer, slug, owned=False)
+        else:
+            before = dict(vars(ln.context))
+            _leave_context()
+            _track(options, source, command, parent=outer and outer.uid)
+            tracked = TrackedRun(ln.context.run, slug, owned=True, context_before=before)
+            _OWNED.add(tracked.uid)
+        run = tracked.record
+        run.params = run.params or as_json(redact(params))
+        run.extra_data = {
+            **(run.extra_data or {}),
+            _EXTRA_DATA_KEY: {
+                "version": __version__,
+                "stage": stage,
+                "command": command,
+                "process": ProcessIdentity.current().to_dict(),
+            },
+        }
+        run.save()
+        os.environ[RUN_UID_VARIABLE] = tracked.uid
+        if tracked.owned:
+            tracked.log = _open_log(tracked, command)
+        return tracked
+
+
+@contextlib.contextmanager
+def _reachable(slug: str) -> Iterator[None]:
     try:
-        return _begin(options, slug, source, params, argv, stage)
+        yield
     except (OperationalError, InterfaceError) as error:
         raise InstanceError(
-            f"LaminDB instance {slug} cannot be reached: {_first_line(error)}. "
+            f"LaminDB instance {slug} cannot be reached: {first_line(error)}. "
             "Start its database, or train without a record: --lamin.track false."
         ) from error
-
-
-def _begin(
-    options: LaminOptions,
-    slug: str,
-    source: Source,
-    params: dict[str, Any],
-    argv: Sequence[str],
-    stage: str | None,
-) -> TrackedRun:
-    _check_records(options, slug)
-    if options.auto_features:
-        _ensure_lightning_features()
-    close_gone_runs()
-    command = redact_argv(argv)
-    outer = ln.context.run
-    if outer is not None and outer.uid not in _OWNED:
-        tracked = TrackedRun(outer, slug, owned=False)
-    else:
-        before = dict(vars(ln.context))
-        _leave_context()
-        _track(options, source, command, parent=outer and outer.uid)
-        tracked = TrackedRun(ln.context.run, slug, owned=True, context_before=before)
-        _OWNED.add(tracked.uid)
-    run = tracked.record
-    run.params = run.params or as_json(redact(params))
-    run.extra_data = {
-        **(run.extra_data or {}),
-        _EXTRA_DATA_KEY: {
-            "version": __version__,
-            "stage": stage,
-            "command": command,
-            "process": ProcessIdentity.current().to_dict(),
-        },
-    }
-    run.save()
-    os.environ[RUN_UID_VARIABLE] = tracked.uid
-    if tracked.owned:
-        tracked.log = _open_log(tracked, command)
-    return tracked
 
 
 def _open_log(tracked: TrackedRun, command: str) -> RunLog | None:
@@ -350,7 +345,7 @@ def _track(options: LaminOptions, source: Source, command: str, parent: str | No
         except Exception as error:
             if not _is_git_failure(error):
                 raise
-            console.warn(f"no git reference for the transform: {_first_line(error)}")
+            console.warn(f"no git reference for the transform: {first_line(error)}")
             with _without_git():
                 ln.track(**arguments)
         if "path" not in arguments:
@@ -509,7 +504,7 @@ def _misfit(feature: Any, value: Any) -> str | None:
     except ValidationError as error:
         kind = feature._dtype_str
         # For plain types lamindb prints a report in JSON; the rest speaks for itself.
-        reason = "" if str(error).lstrip().startswith("{") else f": {_first_line(error)}"
+        reason = "" if str(error).lstrip().startswith("{") else f": {first_line(error)}"
         quoting = f" Quote it: '\"{value}\"'." if kind == "str" else ""
         return f"{value!r} does not fit the type {kind}{reason}.{quoting}"
     return None
@@ -553,14 +548,10 @@ def _ensure_lightning_features() -> None:
                 save_lightning_features()
     except (Error, DoesNotExist, PermissionError) as error:
         console.warn(
-            f"the Lightning features cannot be created ({_first_line(error)}); "
+            f"the Lightning features cannot be created ({first_line(error)}); "
             "ask an owner of the instance to call save_lightning_features() once"
         )
 
 
 def _as_dtype(value: float, feature: Any) -> float | int:
     return round(value) if feature._dtype_str == "int" else value
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -18,7 +18,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lamincli import console
-from lamincli.errors import MonitorNotLoggedError, did_you_mean
+from lamincli.errors import MonitorNotLoggedError, did_you_mean, first_line
 from lamincli.registry.lamin import (
     clean_copy,
     forget_lost_connections,
@@ -269,8 +269,7 @@ class Checkpoint(ll.Checkpoint):
             forget_lost_connections()
             if keep:
                 self.unpublished = (*self.unpublished, str(filepath))
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            console.warn(f"LaminDB was not updated for {filepath}: {reason}")
+            console.warn(f"LaminDB was not updated for {filepath}: {first_line(error)}")
 
     def _notify_artifact_observers(self, method_name: str, event: Any) -> None:
         for observer in tuple(self._artifact_observers):
