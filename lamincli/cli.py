@@ -333,12 +333,12 @@ class LaminLightningCLI(LightningCLI):
     def _trainer_option(self, name: str) -> Any:
         return (self._get(self.config, "trainer") or {}).get(name)
 
-    def _listed_checkpoints(self) -> dict[str, Any]:
-        """Return the arguments of the Lamin checkpoints in the config, by their place in it."""
+    def _listed_checkpoints(self) -> dict[int, tuple[str, Any]]:
+        """Return class path and arguments of the Lamin checkpoints in trainer.callbacks."""
         callbacks = self._trainer_option("callbacks")
         listed = callbacks if isinstance(callbacks, list) else [callbacks]
         return {
-            f"trainer.callbacks[{i}].init_args": callback.get("init_args", {})
+            i: (callback["class_path"], callback.get("init_args", {}))
             for i, callback in enumerate(listed)
             if _is_lamin_checkpoint(callback)
         }
@@ -350,10 +350,8 @@ class LaminLightningCLI(LightningCLI):
             UsageError: A value was given in both places, and differs; or the class does not take
                 the option.
         """
-        callbacks = self._trainer_option("callbacks")
-        listed = callbacks if isinstance(callbacks, list) else [callbacks]
-        places = [i for i, callback in enumerate(listed) if _is_lamin_checkpoint(callback)]
-        if not places:
+        listed = self._listed_checkpoints()
+        if not listed:
             return options
         given = self._given()
         wanted = {f"checkpoint.{k}": v for k, v in (given.get("checkpoint") or {}).items()}
@@ -367,15 +365,14 @@ class LaminLightningCLI(LightningCLI):
         if not isinstance(given_callbacks, list):
             given_callbacks = [given_callbacks]
         mistakes = []
-        for i in places:
-            init_args = listed[i].get("init_args", {})
+        for i, (class_path, init_args) in listed.items():
             stated = given_callbacks[i].get("init_args") if i < len(given_callbacks) else None
             stated = stated or {}
             for place, value in wanted.items():
                 name = place.split(".", 1)[1]
                 there = f"trainer.callbacks[{i}].init_args.{name}"
                 if name not in init_args:
-                    kind = listed[i]["class_path"].rsplit(".", 1)[-1]
+                    kind = class_path.rsplit(".", 1)[-1]
                     mistakes.append(f"{place} was given, but {kind} takes no argument {name}.")
                 elif name in stated and stated[name] != value:
                     mistakes.append(
@@ -394,8 +391,11 @@ class LaminLightningCLI(LightningCLI):
         names = signature(ModelCheckpoint.__init__).parameters
         options = dict(self._get(self.config, "checkpoint").items())
         mistakes = []
-        listed = self._listed_checkpoints()
-        for place, values in listed.items() if listed else [("checkpoint", options)]:
+        listed = {
+            f"trainer.callbacks[{i}].init_args": init_args
+            for i, (_, init_args) in self._listed_checkpoints().items()
+        }
+        for place, values in (listed or {"checkpoint": options}).items():
             given = {name: value for name, value in values.items() if name in names}
             try:
                 ModelCheckpoint(**given)
