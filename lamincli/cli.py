@@ -39,9 +39,13 @@ from lamincli.features import metric_values
 from lamincli.instance import ENVIRONMENT_VARIABLE, connected
 from lamincli.options import CheckpointOptions, FeatureOptions, LaminOptions
 from lamincli.process import is_global_zero
+from lamincli.spool import left_behind
 
 if TYPE_CHECKING:
     from lamincli.tracking import Status, TrackedRun
+
+_GRACE_S = 5.0
+"""What publishing may take after SIGTERM; schedulers kill half a minute later, some sooner."""
 
 
 class LaminArgumentParser(LightningArgumentParser):
@@ -113,6 +117,10 @@ class LaminLightningCLI(LightningCLI):
     Raises:
         SystemExit: Code 2 for what the user typed, 1 for a training that cannot go on as
             configured, 128+N after signal N. Errors of the user's own code pass through.
+
+    Attributes:
+        unpublished: After the end, the local paths of what is still in the spool. `lamin-train`
+            exits with code 3 then; a script may do the same.
     """
 
     _open: LaminLightningCLI | None = None  # made with run=False, its run not yet finished
@@ -141,6 +149,7 @@ class LaminLightningCLI(LightningCLI):
         self._tracked: TrackedRun | None = None
         self._publishes = False
         self._config_saver: Any = None
+        self.unpublished: list[str] = []
         self._stop = StopOnSignal()
         self._resources = ExitStack()
         self._resources.enter_context(self._stop.installed())
@@ -194,6 +203,7 @@ class LaminLightningCLI(LightningCLI):
                 LaminLightningCLI._open = None
             if status == "aborted" and self._stop.signum is not None:
                 self._tracked.note(f"stopped by {signal.Signals(self._stop.signum).name}")
+            self._publish_rest()
             self._record_metrics()
             self._tracked.finish(status, error, farewell=lambda: self._show_ending(status))
             self._publish_no_more()
@@ -213,6 +223,12 @@ class LaminLightningCLI(LightningCLI):
             LaminLightningCLI._open.finish()
         from lamincli.source import find_source
 
+        if left := left_behind():
+            jobs, runs = sum(left.values()), len(left)
+            console.say(
+                f"{jobs} job{'s' * (jobs > 1)} of {runs} earlier run{'s' * (runs > 1)} "
+                "not in LaminDB yet; publish with: lamin-train sync"
+            )
         slug = self._resources.enter_context(connected(options.instance))
         from lamincli import tracking
 
@@ -296,6 +312,28 @@ class LaminLightningCLI(LightningCLI):
             from lamincli.callbacks.checkpoint import make_plain
 
             make_plain(callback)
+
+    def _publish_rest(self) -> None:
+        """Wait for what is not published yet; not for long where the job is about to be killed."""
+        trainer = getattr(self, "trainer", None)
+        if self._tracked is None or trainer is None:
+            return
+        limit_s = None if self._stop.signum in (None, signal.SIGINT) else _GRACE_S
+        for publisher in self._publishing():
+            try:
+                publisher.drain(trainer, limit_s)
+            except Exception as failure:  # the run must be closed all the same
+                console.warn(f"what is left in the spool: {failure}")
+            self._tracked.spool = publisher.spool_folder(trainer)
+            self.unpublished = publisher.unpublished
+
+    def _publishing(self) -> list[Any]:
+        """Return the callbacks that publish, one of which is enough to publish everything."""
+        trainer = getattr(self, "trainer", None)
+        checkpoints = trainer.checkpoint_callbacks if trainer else []
+        saver = getattr(self._config_saver, "publisher", None)
+        callbacks = [*filter(_publishes, checkpoints), *([saver] if saver else [])]
+        return [callback for callback in callbacks if hasattr(callback, "drain")]
 
     def _record_metrics(self) -> None:
         trainer = getattr(self, "trainer", None)
@@ -485,8 +523,11 @@ class LaminLightningCLI(LightningCLI):
             callbacks.append(publishing[0])
             if stock := [type(cb).__name__ for cb in checkpoints]:
                 console.warn(f"{stock[0]} in trainer.callbacks: its files are not published")
+        options = self._lamin_options()
         for callback in publishing:
             adopt(callback)
+            if isinstance(callback, Checkpoint):
+                callback.set_publishing(options)
         if not publishing and self._tracked is not None:
             self._tracked.add_features(self._lamin_options().features.run)
         return self._with_our_config_callback(config, callbacks)
@@ -518,7 +559,8 @@ class LaminLightningCLI(LightningCLI):
             return arguments
         options = self._lamin_options()
         arguments["features"] = {k: v for k, v in vars(options.features).items() if v}
-        arguments["run_uid_is_version"] = options.run_uid_is_version
+        for name in ("run_uid_is_version", "publish", "spool_limit_gb", "patience_s"):
+            arguments[name] = getattr(options, name)
         return arguments
 
     # -- last words ------------------------------------------------------------------------
@@ -536,7 +578,9 @@ class LaminLightningCLI(LightningCLI):
             ending.rows |= {name: f"{value:.4g}" for name, value in metrics.items()}
         if config_key := getattr(self._config_saver, "key", None):
             ending.rows["config key"] = config_key
-        ending.unpublished = list(getattr(callback, "unpublished", ()))
+        ending.unpublished = self.unpublished
+        if self.unpublished:
+            ending.commands["publish the rest"] = ["lamin-train", "sync"]
         console.show_ending(ending)
 
     def _tell_of_checkpoint(self, ending: console.Ending, callback: Any, status: Status) -> None:

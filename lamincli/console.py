@@ -2,10 +2,23 @@
 
 import shlex
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TransferSpeedColumn,
+)
 from rich.text import Text
+
+_SHOWN_AFTER_S = 0.5
 
 
 def say(message: str) -> None:
@@ -62,6 +75,49 @@ def show_ending(ending: Ending) -> None:
     for path in ending.unpublished:
         console.print(Text.assemble(("  not in LaminDB: ", "bold yellow"), path), soft_wrap=True)
     console.rule(style="dim")
+
+
+@contextmanager
+def publishing() -> Iterator[Callable[[int, int], None]]:
+    """Show how far publishing is: files, bytes and rate. What is over at once is not shown.
+
+    Yields:
+        A function to call with the numbers of files and bytes that are left, again and again.
+    """
+    console = _console(stderr=True)
+    bar = Progress(
+        TextColumn("publishing to LaminDB"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[files]}"),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TextColumn("Ctrl-C leaves the rest for later", style="dim"),
+        console=console,
+        transient=True,
+    )
+    began_s = time.monotonic()
+    task: Any = None
+    most = (0, 0)
+
+    def show(files: int, bytes_: int) -> None:
+        nonlocal most, task
+        most = (max(most[0], files), max(most[1], bytes_))
+        if time.monotonic() - began_s < _SHOWN_AFTER_S:
+            return
+        if task is None:
+            task = bar.add_task("", total=most[1], files="")
+            if console.is_terminal:
+                bar.start()
+            else:
+                count = f"{files} file{'s' if files > 1 else ''}"
+                say(f"publishing {count}, {bytes_ / 1e6:,.0f} MB, to LaminDB")
+        done = f"{most[0] - files}/{most[0]} files"
+        bar.update(task, total=most[1], completed=most[1] - bytes_, files=done)
+
+    try:
+        yield show
+    finally:
+        bar.stop()
 
 
 def _console(stderr: bool = False) -> Console:

@@ -6,7 +6,10 @@
     ├── UsageError              what the user typed cannot work; found before training, exit code 2
     │   ├── InstanceError       the LaminDB instance cannot be found, created or reached
     │   └── RecordError         a feature, project, space or branch does not exist or does not fit
-    └── MonitorNotLoggedError   the monitored metric was never logged; found by the first save
+    ├── MonitorNotLoggedError   the monitored metric was never logged; found by the first save
+    ├── ContentChangedError     a file is not any more what was saved; its job is parked
+    ├── SpoolCorruptError       a job file does not parse; it is parked
+    └── SpoolVersionError       a job file was written by a newer lamin-train; it is parked
 
 A message reads ``<fact with value>. <cause>. <what helps>.`` and is shown without a traceback.
 Several mistakes are collected and reported in one `UsageError`.
@@ -43,6 +46,18 @@ class RecordError(UsageError):
 
 class MonitorNotLoggedError(LaminTrainError):
     """Report a monitored metric that the model never logged."""
+
+
+class ContentChangedError(LaminTrainError):
+    """Report a checkpoint that was written over, or torn, between its save and its upload."""
+
+
+class SpoolCorruptError(LaminTrainError):
+    """Report a job file that is torn, empty or none of ours."""
+
+
+class SpoolVersionError(LaminTrainError):
+    """Report a job file of a newer lamin-train."""
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

@@ -17,7 +17,10 @@ STAGES = {
     "test": "evaluate a model on the test data",
     "predict": "run a model on the prediction data",
 }
-COMMANDS = {"doctor": "check the instance, and close runs whose process is gone"}
+COMMANDS = {
+    "sync": "publish what earlier trainings left unpublished",
+    "doctor": "check everything, and close runs whose process is gone",
+}
 
 USAGE = """\
 usage: lamin-train {stages} --config FILE [options]
@@ -65,7 +68,9 @@ def _train() -> None:
     from lamincli.cli import LaminLightningCLI
 
     try:
-        LaminLightningCLI(parser_kwargs={"prog": "lamin-train"})
+        cli = LaminLightningCLI(parser_kwargs={"prog": "lamin-train"})
+        if cli.unpublished:
+            sys.exit(3)
     finally:
         # The process ends here: searching all of torch for reference cycles would take a second.
         gc.freeze()

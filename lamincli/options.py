@@ -38,6 +38,12 @@ class LaminOptions:
         project: Name or uid of the project for the run and its artifacts.
         space: Name or uid of the space in which to create the records.
         branch: Name or uid of the branch on which to create the records.
+        publish: How checkpoints reach LaminDB: `background` while the training goes on, or
+            `inline`, which waits for LaminDB at every save.
+        spool_limit_gb: Disk space that checkpoints may take while they wait for LaminDB. Past it
+            the oldest superseded ones are not published; never the best or the last.
+        patience_s: How long the end of a training waits for a LaminDB that is away, in seconds.
+            What is left then is published by `lamin-train sync`.
     """
 
     features: FeatureOptions = field(default_factory=FeatureOptions)
@@ -48,6 +54,9 @@ class LaminOptions:
     project: str | None = None
     space: str | None = None
     branch: str | None = None
+    publish: Literal["background", "inline"] = "background"
+    spool_limit_gb: float | None = None
+    patience_s: float = 60.0
 
 
 @dataclass

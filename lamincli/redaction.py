@@ -142,3 +142,40 @@ def _parse(text: str) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError:
         return text
+
+
+def redact_config(text: str) -> str:
+    """Return the text of a config file without its secrets; unchanged if it has none.
+
+    Args:
+        text: YAML or JSON; of any other text, lines that name a secret are cleaned.
+    """
+    try:
+        content = yaml.load(text, Loader=_PlainLoader)  # noqa: S506  builds no objects
+        clean = redact(content)
+        return text if clean == content else yaml.safe_dump(clean, sort_keys=False)
+    except (yaml.YAMLError, RecursionError):
+        return "".join(map(redact_line, text.splitlines(keepends=True)))
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Read YAML of any tag as dicts, lists and scalars; hparams.yaml may hold Python objects."""
+
+
+def _construct_plain(loader: Any, suffix: str, node: yaml.Node) -> Any:
+    if isinstance(node, yaml.MappingNode):
+        # Keys that are no text, as tuples, become text.
+        return {
+            key if isinstance(key, str) else str(key): loader.construct_object(value, deep=True)
+            for key_node, value in node.value
+            for key in (loader.construct_object(key_node, deep=True),)
+        }
+    if isinstance(node, yaml.SequenceNode):
+        return loader.construct_sequence(node, deep=True)
+    return loader.construct_scalar(node)
+
+
+_PlainLoader.add_multi_constructor("", _construct_plain)
+_PlainLoader.add_constructor(
+    "tag:yaml.org,2002:map", lambda loader, node: _construct_plain(loader, "", node)
+)

@@ -16,7 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from multiprocessing import parent_process
 from pathlib import Path
@@ -35,9 +35,12 @@ from lamincli.instance import lock_path
 from lamincli.log import RunLog
 from lamincli.options import LaminOptions
 from lamincli.process import ProcessIdentity
+from lamincli.publisher import Publisher
 from lamincli.redaction import redact, redact_argv
-from lamincli.registry.lamin import forget_lost_connections
+from lamincli.registry.lamin import LaminRegistry
+from lamincli.registry.outages import forget_lost_connections
 from lamincli.source import Source
+from lamincli.spool import Job, Spool, known_spools
 
 Status = Literal["completed", "errored", "aborted"]
 
@@ -59,6 +62,7 @@ class TrackedRun:
         owned: Whether we began it; a run that the script began is the script's to end.
         log: The log of the run; `None` for a run of the script, whose log lamindb keeps.
         context_before: lamindb's context when the run began, for a run within a run.
+        spool: The folder of the run's spool, where its end waits if the database is away.
     """
 
     record: Any
@@ -66,6 +70,7 @@ class TrackedRun:
     owned: bool
     log: RunLog | None = None
     context_before: dict[str, Any] = field(default_factory=dict)
+    spool: Path | None = None
     _is_finished: bool = field(default=False, init=False)
 
     @property
@@ -161,12 +166,25 @@ class TrackedRun:
                 console.warn(f"run {self.uid} could not be {what}: {first_line(failure)}")
 
     def _set_ending(self, status: Status) -> None:
+        ended = datetime.now(timezone.utc)
         try:
-            _set_ending(self.record, status, datetime.now(timezone.utc))
+            _set_ending(self.record, status, ended)
         except (OperationalError, InterfaceError):
             # The connection may have been lost in the hours since it was used.
             forget_lost_connections()
-            _set_ending(self.record, status, datetime.now(timezone.utc))
+            try:
+                _set_ending(self.record, status, ended)
+            except (OperationalError, InterfaceError) as error:
+                if self.spool is None:
+                    raise
+                self._leave_ending(status, ended)
+                console.warn(f"run {self.uid} is closed by lamin-train sync: {first_line(error)}")
+
+    def _leave_ending(self, status: Status, ended: datetime) -> None:
+        assert self.spool is not None
+        instance = ln.setup.settings.instance
+        job = Job("close", self.uid, instance.slug, instance._id.hex, ended.isoformat())
+        Publisher.of(self.spool, LaminRegistry).leave(replace(job, status=status))
 
 
 def begin(
@@ -267,18 +285,20 @@ def close_gone_runs() -> list[str]:
     me = ProcessIdentity.current()
     open_codes = [RUN_STATUS_TO_CODE["started"], RUN_STATUS_TO_CODE["restarted"]]
     closed = []
+    spools = [Spool(folder) for folder in known_spools()]
+    ended = {spool.folder.name for spool in spools if spool.holds("close")}  # `sync` closes them
     for run in ln.Run.objects.filter(
         _status_code__in=open_codes, **{f"extra_data__{_EXTRA_DATA_KEY}__process__host": me.host}
     ):
         process = ProcessIdentity.from_dict(run.extra_data[_EXTRA_DATA_KEY]["process"])
-        if process is None or process == me or not process.is_gone():
+        if process is None or process == me or not process.is_gone() or run.uid in ended:
             continue
         log = _log_path(run.uid)
         ended_s = log.stat().st_mtime if log.exists() else time.time()
-        ended = max(datetime.fromtimestamp(ended_s, timezone.utc), run.started_at)
+        last_sign = max(datetime.fromtimestamp(ended_s, timezone.utc), run.started_at)
         # Only if it is open still: it may have ended, truly, since we asked.
         still_open = ln.Run.objects.filter(id=run.id, _status_code__in=open_codes)
-        if not still_open.update(_status_code=RUN_STATUS_TO_CODE["aborted"], finished_at=ended):
+        if not still_open.update(_status_code=RUN_STATUS_TO_CODE["aborted"], finished_at=last_sign):
             continue
         run.refresh_from_db()
         _save_report(run)
@@ -300,6 +320,13 @@ def _save_report(run: Any) -> None:
     with _silent_lamindb():
         save_run_logs(run, save_run=True)
     _log_path(run.uid).unlink(missing_ok=True)
+
+
+def save_left_log(uid: str) -> None:
+    """Give a run that ended while the database was away its log, which is here still."""
+    run = ln.Run.objects.get(uid=uid)
+    if run.finished_at is not None and _log_path(uid).exists():
+        _save_report(run)
 
 
 def _leave_context() -> None:

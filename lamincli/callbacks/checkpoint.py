@@ -1,43 +1,59 @@
-"""The checkpoint callback that publishes what Lightning saves."""
+"""The checkpoint callback: what Lightning saves becomes jobs for the publisher."""
 
 from __future__ import annotations
 
+import math
+import os
+import tempfile
+import time
 import traceback
+from collections import deque
 from collections.abc import Callable
-from contextlib import nullcontext
-from datetime import timedelta
-from functools import cache
+from datetime import datetime, timedelta, timezone
+from functools import cache, partial
 from pathlib import Path
 from types import MethodType
 from typing import Any, Literal
+from uuid import uuid4
 
 import lamindb as ln
 import lightning.pytorch as pl
+from lamindb.base.uids import base62
 from lamindb.integrations import lightning as ll
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lamincli import console
-from lamincli.errors import MonitorNotLoggedError, did_you_mean, first_line
-from lamincli.registry.lamin import (
-    clean_copy,
-    forget_lost_connections,
-    is_outage,
-    make_input,
-    retire,
-)
+from lamincli.callbacks.completion import Completion
+from lamincli.errors import MonitorNotLoggedError, did_you_mean
+from lamincli.events import ArtifactRemovedEvent, ArtifactSavedEvent
+from lamincli.options import LaminOptions
+from lamincli.publisher import Published, Publisher
+from lamincli.redaction import redact_config
+from lamincli.registry.lamin import LaminRegistry
+from lamincli.spool import Job
+from lamincli.spool.index import FOLDER_NAME, index_folder
 from lamincli.tracking import adopt_from_parent
+
+_KINDS = {
+    "checkpoint": ("model checkpoint", "model"),
+    "config": ("Lightning CLI config", "config"),
+    "hparams": ("Lightning run hyperparameters", "config"),
+}
+_SLOW_OBSERVER_S = 5.0
+_UNTRACKED = f"untracked-{uuid4().hex[:8]}"
 
 
 class Checkpoint(ll.Checkpoint):
     """Save checkpoints with Lightning's `ModelCheckpoint` and publish each as an artifact.
 
     What is persisted is what `lamindb.integrations.lightning.Checkpoint` persists: keys, kinds,
-    features, lineage and events. Four things are done with more care. An artifact is created
-    before the one it replaces is removed, and an artifact of another run is never removed: its
-    key gets a new version. An observer that raises is reported and ends nothing. A database or a
-    storage that is away ends nothing either: the file stays where it is and is named at the end.
-    Every argument of `ModelCheckpoint` is taken.
+    features, lineage and events. The training thread only pins each file and writes a small job;
+    a thread beside it publishes. So a database or a storage that is away ends nothing, and what was
+    saved is not lost if the process is killed: ``lamin-train sync`` publishes it. When a stage
+    ends, it waits for what is left. Events reach observers on the training thread, in order, at the
+    next batch. Every argument of `ModelCheckpoint` is taken.
 
     Args:
         dirpath: Folder for the checkpoints, also the prefix of their artifact keys.
@@ -60,6 +76,10 @@ class Checkpoint(ll.Checkpoint):
         run_uid_is_version: Put the uid of the run into the keys.
         key_is_virtual: Let LaminDB choose the file names in its storage.
         artifact_observers: Objects that are told of saved and removed artifacts.
+        publish: ``background``, or ``inline`` to wait for LaminDB at every save.
+        spool_limit_gb: Disk space that waiting checkpoints may take, in gigabytes; past it the
+            oldest superseded ones are not published.
+        patience_s: How long the end of a stage waits for a LaminDB that is away, in seconds.
 
     Raises:
         MonitorNotLoggedError: By the first save, if `monitor` was never logged.
@@ -70,8 +90,15 @@ class Checkpoint(ll.Checkpoint):
     # Class attributes, since `adopt` turns instances of lamindb's class into instances of this.
     _run_uid: str | None = None
     _features_of_run: str | None = None
-    unpublished: tuple[str, ...] = ()
     _key_is_virtual: bool
+    _hparams_yaml_saved: bool
+    _publish_how: str = "background"
+    _spool_limit_gb: float | None = None
+    _patience_s: float = 60.0
+    _publisher: Publisher | None = None
+    _completion: Completion | None = None
+    _feature_uids: dict[str, str] | None = None
+    _are_run_features_spooled: bool = False
 
     def __init__(
         self,
@@ -95,6 +122,9 @@ class Checkpoint(ll.Checkpoint):
         run_uid_is_version: bool = True,
         key_is_virtual: bool = True,
         artifact_observers: list[Any] | None = None,
+        publish: Literal["background", "inline"] = "background",
+        spool_limit_gb: float | None = None,
+        patience_s: float = 60.0,
     ) -> None:
         super().__init__(
             dirpath=dirpath,
@@ -118,6 +148,9 @@ class Checkpoint(ll.Checkpoint):
         # lamindb's class has no arguments for these two attributes of ModelCheckpoint.
         self.filename = filename
         self.save_on_exception = save_on_exception
+        self._publish_how = publish
+        self._spool_limit_gb = spool_limit_gb
+        self._patience_s = patience_s
 
     # -- the run ---------------------------------------------------------------------------
 
@@ -130,16 +163,45 @@ class Checkpoint(ll.Checkpoint):
         if self._run_uid and self._features_of_run == self._run_uid:
             ModelCheckpoint.setup(self, trainer, pl_module, stage)
             self._trainer = trainer
-            return
-        super().setup(trainer, pl_module, stage)
-        self._features_of_run = self._run_uid
+        else:
+            super().setup(trainer, pl_module, stage)
+            self._features_of_run = self._run_uid
+            if trainer.is_global_zero:
+                self._feature_uids = self._look_up_features()
+        if trainer.is_global_zero:
+            self._completion = self._completion or Completion()
+            self._completion.watch(trainer.strategy.checkpoint_io)
+
+    def set_publishing(self, options: LaminOptions) -> None:
+        """Let the options of the command line hold for this callback too, where they are given."""
+        default = LaminOptions()
+        if options.publish != default.publish:
+            self._publish_how = options.publish
+        if options.spool_limit_gb != default.spool_limit_gb:
+            self._spool_limit_gb = options.spool_limit_gb
+        if options.patience_s != default.patience_s:
+            self._patience_s = options.patience_s
+
+    def spool_folder(self, trainer: pl.Trainer) -> Path:
+        """Return the folder in which the jobs of the run wait."""
+        return _spool_root(trainer) / FOLDER_NAME / (self._uid_of_run() or _UNTRACKED)
 
     def _active_run_uid(self) -> str | None:
         if not self._run_uid_is_version:
             return None
         return self._run_uid or super()._active_run_uid()
 
-    # -- Lightning saves, we publish -------------------------------------------------------
+    def _uid_of_run(self) -> str:
+        return self._run_uid or (str(ln.context.run.uid) if ln.context.run else "")
+
+    def _look_up_features(self) -> dict[str, str]:
+        """Return the uids of the features that jobs will name, so that a save asks nothing."""
+        annotator = self._feature_annotator
+        names = {*annotator._artifact_features, *annotator._hparam_features_available}
+        found = ln.Feature.objects.filter(name__in=names, is_type=False).order_by("-type_id")
+        return {feature.name: feature.uid for feature in found} if names else {}
+
+    # -- Lightning saves and removes -------------------------------------------------------
 
     def _save_topk_checkpoint(
         self, trainer: pl.Trainer, monitor_candidates: dict[str, Any]
@@ -157,9 +219,30 @@ class Checkpoint(ll.Checkpoint):
             ) from error
 
     def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
-        ModelCheckpoint._save_checkpoint(self, trainer, filepath)
-        if trainer.is_global_zero:
-            self._survive_outage(self._publish, trainer, filepath)
+        if not trainer.is_global_zero:
+            ModelCheckpoint._save_checkpoint(self, trainer, filepath)
+            return
+        completion = self._completion = self._completion or Completion()
+        with self._publisher_for(trainer).saving():
+            self._spool_run(trainer)
+            plugin = trainer.strategy.checkpoint_io
+            _give_up_shared_name(filepath, plugin)
+            completion.expect(filepath, self._prepare(trainer, filepath))
+            try:
+                ModelCheckpoint._save_checkpoint(self, trainer, filepath)
+            except BaseException:
+                completion.forget(filepath)
+                raise
+            completion.returned(plugin, filepath)
+        self._tell(trainer)
+
+    def _remove_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
+        ModelCheckpoint._remove_checkpoint(self, trainer, filepath)
+        if not trainer.is_global_zero:
+            return
+        if self._completion is not None:
+            self._completion.forget(filepath)
+        self._add(trainer, self._job("remove", trainer, filepath, "checkpoint"))
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
@@ -168,12 +251,12 @@ class Checkpoint(ll.Checkpoint):
         self.current_score = None
         super().on_exception(trainer, pl_module, exception)
 
-    def _publish(self, trainer: pl.Trainer, filepath: str) -> None:
-        annotator = self._feature_annotator
-        self._save_hparams_yaml(trainer)
-        annotator.save_run_features(trainer, monitor=self.monitor, mode=self.mode)
+    # -- jobs ------------------------------------------------------------------------------
+
+    def _prepare(self, trainer: pl.Trainer, filepath: str) -> Callable[[], None]:
+        """Return what is to be done when the file is complete, with the values of this moment."""
         is_best = self.best_model_path == str(filepath)
-        values = annotator.collect_checkpoint_features(
+        values = self._feature_annotator.collect_checkpoint_features(
             trainer,
             is_best=is_best,
             current_score=self.current_score,
@@ -181,11 +264,102 @@ class Checkpoint(ll.Checkpoint):
             monitor=self.monitor,
             mode=self.mode,
         )
-        annotator.clear_last_model_flags(self.checkpoint_key_prefix)
-        if is_best:
-            annotator.clear_best_model_flags(self.checkpoint_key_prefix)
-        self.save_checkpoint_artifact(trainer, filepath, feature_values=values)
-        annotator.update_model_ranks(self.checkpoint_key_prefix, mode=self.mode)
+        if self._persists_by_itself("save_checkpoint_artifact"):
+            save = partial(self.save_checkpoint_artifact, trainer, filepath, feature_values=values)
+            return lambda: self._due.append(save)
+        job = self._job("save", trainer, filepath, "checkpoint", values, is_best)
+        return lambda: self._add(trainer, job, filepath)
+
+    def _job(
+        self,
+        action: Literal["save", "remove", "annotate"],
+        trainer: pl.Trainer,
+        filepath: Path | str,
+        kind: ll.ArtifactKind,
+        values: dict[Any, Any] | None = None,
+        is_best: bool = False,
+    ) -> Job:
+        description, artifact_kind = _KINDS[kind]
+        instance = ln.setup.settings.instance
+        is_checkpoint = kind == "checkpoint"
+        return Job(
+            action=action,
+            run=self._uid_of_run(),
+            instance=instance.slug,
+            instance_id=instance._id.hex,
+            at=datetime.now(timezone.utc).isoformat(),
+            uid=f"{base62(16)}0000",
+            kind=kind,
+            key=self.resolve_artifact_key(trainer=trainer, filepath=filepath, kind=kind),
+            description=description,
+            artifact_kind=artifact_kind,
+            key_is_virtual=self._key_is_virtual,
+            is_input=kind == "config",
+            local_path=_as_text(filepath),
+            callback=self.state_key if is_checkpoint else "",
+            is_best=is_best,
+            mode=self.mode,
+            features=self._by_uid(values or {}),
+        )
+
+    def _by_uid(self, values: dict[Any, Any]) -> dict[str, Any]:
+        """Return values by the uids of their features; what no database stores is left out."""
+        known = self._feature_uids or {}
+        by_uid = {}
+        for feature, value in values.items():
+            uid = known.get(feature) if isinstance(feature, str) else feature.uid
+            value = value.item() if hasattr(value, "item") else value
+            if uid is None or (isinstance(value, float) and not math.isfinite(value)):
+                continue
+            by_uid[uid] = value
+        rank, score = (self._feature_annotator.get(name) for name in ("model_rank", "score"))
+        if rank is not None and score is not None and score.uid in by_uid:
+            by_uid[rank.uid] = 0  # until all are ranked
+        return by_uid
+
+    def _spool_run(self, trainer: pl.Trainer) -> None:
+        """Spool the features of the run, and hparams.yaml as soon as there is one; both once."""
+        if not self._hparams_yaml_saved:
+            path = ll.LoggerInfo(trainer).trainer_log_dir_without_broadcast / "hparams.yaml"
+            if path.exists():
+                self._hparams_yaml_saved = True
+                if self._persists_by_itself("save_hparams_artifact"):
+                    self._due.append(partial(self.save_hparams_artifact, trainer, path))
+                else:
+                    self._add(trainer, self._job("save", trainer, path, "hparams"), path)
+        if self._are_run_features_spooled:
+            return
+        self._are_run_features_spooled = True
+        annotator = self._feature_annotator
+        values = annotator._collect_run_features(trainer, self.monitor, self.mode)
+        if values and ln.context.run is not None:
+            job = self._job("annotate", trainer, "", "checkpoint", values)
+            self._add(trainer, job)
+
+    def _add(self, trainer: pl.Trainer, job: Job, filepath: Path | str = "") -> None:
+        publisher = self._publisher_for(trainer)
+        if not filepath or job.is_in_place:
+            publisher.add(job, owner=self)
+        elif job.kind == "checkpoint":
+            publisher.add(job, Path(filepath), owner=self)
+        else:
+            path = Path(filepath)
+            publisher.add(job, path, content=redact_config(path.read_text()), owner=self)
+
+    def _publisher_for(self, trainer: pl.Trainer) -> Publisher:
+        limit = self._spool_limit_gb
+        publisher = Publisher.of(
+            self.spool_folder(trainer),
+            LaminRegistry,
+            inline=self._publish_how == "inline",
+            limit_bytes=None if limit is None else limit * 1e9,
+        )
+        if publisher is not self._publisher:
+            self._tell(trainer)  # what the one before has done
+            self._publisher = publisher
+        return publisher
+
+    # -- publishing on this thread, for those who override it or call it ---------------------
 
     def save_checkpoint_artifact(
         self,
@@ -194,99 +368,219 @@ class Checkpoint(ll.Checkpoint):
         *,
         feature_values: dict[Any, Any] | None = None,
     ) -> Any:
-        """Create the artifact, then retire the one that this run had under the same key."""
-        key = self.resolve_artifact_key(trainer=trainer, filepath=filepath, kind="checkpoint")
-        replaced = self._artifacts_of_this_run(key)
-        artifact = self._create_lamin_artifact(
-            filepath, key=key, description="model checkpoint", kind="model", skip_hash_lookup=True
-        )
-        if feature_values:
-            artifact.features.add_values(feature_values)
-        for old in replaced:
-            if old.id != artifact.id:  # lamindb returns the old one for equal content
-                retire(old, successor=artifact)
-        self._notify_artifact_saved(
-            trainer, kind="checkpoint", key=key, artifact=artifact, local_path=filepath
-        )
+        """Publish a checkpoint now, and wait for it.
+
+        A subclass that overrides this is called for every checkpoint, on the training thread.
+
+        Returns:
+            The artifact; `None` if LaminDB is away, and a job waits in the spool.
+        """
+        if self._has_own_publisher():
+            return super().save_checkpoint_artifact(
+                trainer, filepath, feature_values=feature_values
+            )
+        is_best = self.best_model_path == str(filepath)
+        job = self._job("save", trainer, filepath, "checkpoint", feature_values, is_best)
+        return self._publish_now(trainer, job, Path(filepath))
+
+    def save_config_artifact(self, trainer: pl.Trainer, config_path: Path | str) -> Any:
+        """Publish the config as an input of the run; waits only in a subclass that overrides it."""
+        if self._has_own_publisher():
+            return super().save_config_artifact(trainer, config_path)
+        return self._publish_text(trainer, Path(config_path), "config")
+
+    def save_hparams_artifact(self, trainer: pl.Trainer, hparams_path: Path | str) -> Any:
+        """Publish hparams.yaml; waits only in a subclass that overrides it."""
+        if self._has_own_publisher():
+            return super().save_hparams_artifact(trainer, hparams_path)
+        if not Path(hparams_path).exists():
+            return None
+        return self._publish_text(trainer, Path(hparams_path), "hparams")
+
+    def _publish_text(
+        self, trainer: pl.Trainer, path: Path, kind: Literal["config", "hparams"]
+    ) -> Any:
+        job = self._job("save", trainer, path, kind)
+        if not self._persists_by_itself(f"save_{kind}_artifact"):
+            self._add(trainer, job, path)
+            return None
+        return self._publish_now(trainer, job, path, content=redact_config(path.read_text()))
+
+    def _publish_now(
+        self, trainer: pl.Trainer, job: Job, path: Path, content: str | None = None
+    ) -> Any:
+        publisher = self._publisher_for(trainer)
+        artifact = publisher.publish(job, path, content=content, owner=self)
+        self._tell(trainer)
         return artifact
 
-    def _create_lamin_artifact(self, local_path: Path | str, **arguments: Any) -> Any:
-        path = Path(local_path)
-        is_config = arguments.get("kind") == "config"
-        wanted: bool = self._key_is_virtual
-        if not wanted and self._is_key_of_another_run(arguments["key"]):
-            self._key_is_virtual = True  # a real key would write over the file of that run
-        try:
-            with clean_copy(path) if is_config else nullcontext(path) as published:
-                artifact = super()._create_lamin_artifact(published, **arguments)
-        finally:
-            self._key_is_virtual = wanted
-        if arguments.get("add_as_input_to_run") and artifact.run is not None:
-            # lamindb found an artifact of equal key and content, and made it an output.
-            make_input(artifact)
-        return artifact
+    def _persists_by_itself(self, method: str) -> bool:
+        is_overridden = getattr(type(self), method) is not getattr(Checkpoint, method)
+        return is_overridden or self._has_own_publisher()
 
-    def _remove_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
-        ModelCheckpoint._remove_checkpoint(self, trainer, filepath)
-        self.unpublished = tuple(path for path in self.unpublished if path != filepath)
+    def _has_own_publisher(self) -> bool:
+        create = type(self)._create_lamin_artifact
+        return (
+            create is not ll.Checkpoint._create_lamin_artifact
+            or type(self._artifact_publisher) is not ll.LaminArtifactPublisher
+        )
+
+    # -- what was published, told on the training thread -------------------------------------
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+        """Save if it is time, and tell of what was published."""
+        super().on_train_batch_end(trainer, *args, **kwargs)
+        self._tell(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+        """Likewise."""
+        super().on_train_epoch_end(trainer, *args, **kwargs)
+        self._tell(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+        """Likewise."""
+        super().on_validation_end(trainer, *args, **kwargs)
+        self._tell(trainer)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Wait for what is not published yet."""
+        super().teardown(trainer, pl_module, stage)
         if trainer.is_global_zero:
-            self._survive_outage(self._unpublish, trainer, filepath, keep=False)
+            self.drain(trainer)
 
-    def _unpublish(self, trainer: pl.Trainer, filepath: str) -> None:
-        key = self.resolve_artifact_key(trainer=trainer, filepath=filepath, kind="checkpoint")
-        artifacts = self._artifacts_of_this_run(key)
-        self._notify_artifact_removed(
-            trainer,
-            kind="checkpoint",
-            key=key,
-            local_path=filepath,
-            artifact=artifacts[0] if artifacts else None,
+    def drain(self, trainer: pl.Trainer, limit_s: float | None = None) -> None:
+        """Wait until everything is published or the waiting is given up; then tell of it.
+
+        Args:
+            trainer: The trainer, for the events.
+            limit_s: Wait no longer than this.
+        """
+        if self._completion is not None:
+            self._completion.torn_down()
+        self._tell(trainer)
+        publisher = self._publisher_for(trainer)
+        publisher.drain(limit_s, self._patience_s)
+        publisher.close()
+        self._tell(trainer)
+
+    @property
+    def unpublished(self) -> list[str]:
+        """Local paths of what is still in the spool."""
+        return self._publisher.left() if self._publisher is not None else []
+
+    @property
+    def _due(self) -> deque[Callable[[], Any]]:
+        due: deque[Callable[[], Any]] = self.__dict__.setdefault("_due_calls", deque())
+        return due
+
+    def _tell(self, trainer: pl.Trainer) -> None:
+        while self._due:
+            self._survive(self._due.popleft(), "publishing")
+        if self._publisher is None or not self._publisher.has_news:
+            return
+        for item in self._publisher.take(self):
+            self._tell_of(trainer, item)
+
+    def _tell_of(self, trainer: pl.Trainer, item: Published) -> None:
+        job: Any = item.job
+        tell = (
+            self._notify_artifact_saved if job.action == "save" else self._notify_artifact_removed
         )
-        for artifact in artifacts:
-            retire(artifact)
+        tell(
+            trainer,
+            kind=job.kind,
+            key=job.key,
+            artifact=item.artifact,
+            local_path=job.local_path,
+        )
 
-    def _is_key_of_another_run(self, key: str) -> bool:
-        run_id = ln.context.run.id if ln.context.run else None
-        return any(a.run_id is None or a.run_id != run_id for a in ln.Artifact.filter(key=key))
+    def resolve_artifact_storage_uri(self, artifact: Any) -> str:
+        """Return where an artifact lies, without asking the database for what is known."""
+        known: str | None = getattr(artifact, "_storage_uri", None)
+        return known or super().resolve_artifact_storage_uri(artifact)
 
-    def _artifacts_of_this_run(self, key: str) -> list[Any]:
-        return list(ln.Artifact.filter(key=key, run=ln.context.run).order_by("-created_at"))
+    def _notify_artifact_saved(self, trainer: pl.Trainer, **about: Any) -> ArtifactSavedEvent:
+        event = ArtifactSavedEvent(
+            trainer=trainer,
+            storage_uri=self.resolve_artifact_storage_uri(about["artifact"]),
+            **{**about, "local_path": Path(about["local_path"])},
+        )
+        self._latest_artifacts[event.kind] = event.artifact
+        self._tell_everybody("on_artifact_saved", event)
+        return event
 
-    # -- what must not end a training ------------------------------------------------------
+    def _notify_artifact_removed(self, trainer: pl.Trainer, **about: Any) -> ArtifactRemovedEvent:
+        artifact = about["artifact"]
+        event = ArtifactRemovedEvent(
+            trainer=trainer,
+            storage_uri=artifact and self.resolve_artifact_storage_uri(artifact),
+            **{**about, "local_path": Path(about["local_path"])},
+        )
+        self._tell_everybody("on_artifact_removed", event)
+        return event
 
-    def _survive_outage(
-        self,
-        write: Callable[[pl.Trainer, str], None],
-        trainer: pl.Trainer,
-        filepath: str,
-        keep: bool = True,
-    ) -> None:
-        try:
-            write(trainer, filepath)
-        except Exception as error:
-            if not is_outage(error):
-                raise
-            forget_lost_connections()
-            if keep:
-                self.unpublished = (*self.unpublished, str(filepath))
-            console.warn(f"LaminDB was not updated for {filepath}: {first_line(error)}")
-
-    def _notify_artifact_observers(self, method_name: str, event: Any) -> None:
-        for observer in tuple(self._artifact_observers):
-            method = getattr(observer, method_name, None)
+    def _tell_everybody(self, name: str, event: Any) -> None:
+        self._last_artifact_event = event
+        for listener in (self, *self._artifact_observers):
+            method = getattr(listener, name, None)
             if callable(method):
-                self._survive_observer(method, event)
+                label = getattr(method, "__qualname__", repr(method))
+                self._survive(partial(method, event), label, f" for {event.key}")
 
-    def _survive_observer(self, method: Callable[[Any], None], event: Any) -> None:
+    def _survive(self, call: Callable[[], Any], what: str, of: str = "") -> None:
+        """Call what is the user's, and report it if it fails or takes long; training goes on."""
+        began_s = time.monotonic()
         try:
-            method(event)
+            call()
         except Exception as error:
-            name = getattr(method, "__qualname__", repr(method))
             last = traceback.extract_tb(error.__traceback__)[-1]
             console.warn(
-                f"{name} failed for {event.key}: {type(error).__name__}: {error} "
+                f"{what} failed{of}: {type(error).__name__}: {error} "
                 f"({last.filename}:{last.lineno}); training goes on"
             )
+        if (took_s := time.monotonic() - began_s) > _SLOW_OBSERVER_S:
+            console.warn(f"{what} took {took_s:.0f} s{of}, and the training waited")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave behind what belongs to this process, for strategies that spawn the ranks."""
+        ours: dict[str, Any] = {"_publisher": None, "_completion": None, "_due_calls": deque()}
+        return self.__dict__ | ours
+
+
+def _spool_root(trainer: pl.Trainer) -> Path:
+    """Return the folder for the spool: that of the trainer, or the next one we can write."""
+    root = str(trainer.default_root_dir)
+    places = [Path.cwd() if "://" in root else Path(root), Path.cwd()]
+    fitting = (place for place in places if os.access(_existing(place), os.W_OK))
+    return Path(os.path.abspath(next(fitting, index_folder().parent)))
+
+
+def _existing(place: Path) -> Path:
+    return next(p for p in (place, *place.absolute().parents) if p.exists())
+
+
+def _as_text(filepath: Path | str) -> str:
+    text = str(filepath)
+    return text if "://" in text or not text else os.path.abspath(text)
+
+
+def _give_up_shared_name(filepath: str, plugin: Any) -> None:
+    """Let a save over an existing file make a new one, where it would write into the old one.
+
+    The pin of the earlier save is a link to the same content. Lightning replaces files by a rename
+    unless the folder for temporary files is on another device: then it copies into the old file.
+    """
+    try:
+        status = os.stat(filepath)
+    except (OSError, ValueError):
+        return
+    if status.st_nlink < 2 or os.path.isdir(filepath):
+        return
+    is_replaced = (
+        type(plugin) is TorchCheckpointIO and status.st_dev == os.stat(tempfile.gettempdir()).st_dev
+    )
+    if not is_replaced:
+        os.unlink(filepath)
 
 
 def adopt(callback: ll.ArtifactPublishingModelCheckpoint) -> None:
@@ -304,7 +598,7 @@ def adopt(callback: ll.ArtifactPublishingModelCheckpoint) -> None:
 def _combined(kind: Any) -> type[Checkpoint]:
     names = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
     # Spawned ranks unpickle the callback: they find the user's class by name and adopt it again.
-    names["__reduce_ex__"] = lambda self, protocol: (_restore, (kind, self.__dict__))
+    names["__reduce_ex__"] = lambda self, protocol: (_restore, (kind, self.__getstate__()))
     return type(kind.__name__, (kind, Checkpoint), names)
 
 

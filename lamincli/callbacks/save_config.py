@@ -10,9 +10,7 @@ import lamindb as ln
 import lightning.pytorch as pl
 from lamindb.integrations import lightning as ll
 
-from lamincli import console
 from lamincli.callbacks.checkpoint import Checkpoint
-from lamincli.registry.lamin import forget_lost_connections, is_outage
 from lamincli.tracking import adopt_from_parent
 
 
@@ -50,6 +48,7 @@ class SaveConfigCallback(ll.SaveConfigCallback):
         self.already_saved: bool = False
         self.local_path: Path | None = None
         self.key: str | None = None
+        self.publisher: Checkpoint | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Write, publish, and call `save_config`, once."""
@@ -89,15 +88,14 @@ class SaveConfigCallback(ll.SaveConfigCallback):
     def _save_config(self, trainer: pl.Trainer, config_path: Path) -> None:
         publisher = self._get_artifact_checkpoint_callback(trainer)
         if publisher is None:
-            publisher = Checkpoint(**self.key_defaults)
-        try:
-            publisher.save_config_artifact(trainer, config_path)
-            self.key = publisher.resolve_artifact_key(trainer, config_path, "config")
-        except Exception as error:
-            if not is_outage(error):
-                raise
-            forget_lost_connections()
-            console.warn(f"the config was not published: {error}")
+            publisher = self.publisher = Checkpoint(**self.key_defaults)
+        publisher.save_config_artifact(trainer, config_path)
+        self.key = publisher.resolve_artifact_key(trainer, config_path, "config")
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Wait until the config is published, where no checkpoint callback does."""
+        if self.publisher is not None:
+            self.publisher.drain(trainer)
 
 
 def combined_with_ours(kind: type[Any] | None) -> type[Any]:

@@ -20,6 +20,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from lamincli.publisher import skip_waiting
+
 _DEFAULTS: dict[str, Any] = {
     "SIGINT": signal.default_int_handler,
     "SIGTERM": signal.SIG_DFL,
@@ -73,6 +75,8 @@ class StopOnSignal(pl.Callback):
         return 128 + (self.signum or signal.SIGTERM)
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        if skip_waiting():
+            return
         again = self.signum is not None
         self.signum = self.signum or signum
         if self.closing_since_s is not None:

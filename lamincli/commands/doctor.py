@@ -9,8 +9,10 @@ from typing import Any
 from lamincli import __version__, console
 from lamincli.errors import InstanceError
 from lamincli.instance import DEFAULT_FOLDER, connected
+from lamincli.spool import Spool, left_behind
 
-_PACKAGES = ("lightning", "jsonargparse", "lamindb", "torch")
+TESTED = {"lightning": "2.6.6", "jsonargparse": "4.53.0", "lamindb": "2.12.1", "torch": "2.13.0"}
+"""The versions that the tests run with; of another minor version, nothing is known."""
 
 
 def main(words: Sequence[str]) -> int:
@@ -24,13 +26,18 @@ def main(words: Sequence[str]) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="lamin-train doctor",
-        description="Check versions, instance and storage, and close the runs of this machine "
-        "whose process is gone.",
+        description="Check versions, instance, storage and what is not published yet, and close "
+        "the runs of this machine whose process is gone.",
     )
     parser.add_argument("--instance", help="owner/name, or a folder for a local instance")
     options = parser.parse_args(words)
-    versions = ", ".join(f"{name} {_version(name)}" for name in _PACKAGES)
-    console.say(f"lamin-train {__version__} on Python {platform.python_version()}: {versions}")
+    versions = {name: _version(name) for name in TESTED}
+    listed = ", ".join(f"{name} {found}" for name, found in versions.items())
+    console.say(f"lamin-train {__version__} on Python {platform.python_version()}: {listed}")
+    for name, tested in TESTED.items():
+        if versions[name].split(".")[:2] != tested.split(".")[:2]:
+            console.warn(f"{name} {versions[name]} is not tested with lamin-train; {tested} is")
+    _tell_of_spools()
     try:
         return _check_instance(options.instance)
     except InstanceError as error:
@@ -58,6 +65,19 @@ def _check_instance(instance: str | None) -> int:
         if not close_gone_runs():
             console.say("no run to close")
     return 1 if unwritable else 0
+
+
+def _tell_of_spools() -> None:
+    left = left_behind()
+    for folder, jobs in left.items():
+        console.warn(f"{jobs} job{'s' * (jobs > 1)} not published: {folder}")
+        for name, job, reason in Spool(folder).parked_jobs():
+            cause = reason.splitlines()[-1]
+            console.warn(f"  set aside: {job.local_path if job else name}: {cause}")
+    if left:
+        console.say("publish them with: lamin-train sync")
+    else:
+        console.say("nothing waits to be published")
 
 
 def _where(ln: Any) -> str:

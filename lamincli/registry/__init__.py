@@ -1,1 +1,1 @@
-"""Where artifacts go: the one place that writes artifacts to LaminDB."""
+"""Where jobs go: the contract of a registry, and LaminDB behind it."""

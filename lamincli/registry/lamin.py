@@ -1,99 +1,280 @@
-"""Write artifacts to LaminDB: what may be published, what is retired, and what is an outage."""
+"""Publish jobs to LaminDB: artifacts, their features and their lineage.
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+What is written is what `lamindb.integrations.lightning.Checkpoint` writes. The private parts of
+lamindb that this needs are named in ``docs/design.md``.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-from django.db import InterfaceError, OperationalError, connections
+import lamindb as ln
+from django.db import connections, transaction
+from lamindb.base.types import RUN_STATUS_TO_CODE
 from lamindb.models._lineage import track_run_inputs
+from lamindb.models.artifact import _delete_skip_storage
 
-from lamincli.redaction import redact, redact_line
+from lamincli import console
+from lamincli.errors import ContentChangedError
+from lamincli.registry import outages, storage, values
+from lamincli.registry.base import Verdict
+from lamincli.spool import Job
+from lamincli.spool.folder import measure
+
+EXTRA_DATA_KEY = "lamin_train"
+"""Where runs and artifacts keep what only this package knows, in their `extra_data`."""
 
 
-def is_outage(error: BaseException) -> bool:
-    """Tell by type whether a database, a storage or a network is away, and not the user or us.
+class LaminRegistry:
+    """The connected LaminDB instance as a registry.
 
-    A locked or unreachable database, a full disk, a refused connection, a throttling store.
+    An artifact is stored first and its row is committed together with its features, the cleared
+    flags of its predecessors and the new ranks: readers see all or nothing. Its uid is decided
+    when the job is made, so the second attempt of an interrupted job finds what the first has done.
+
     """
-    if isinstance(error, (OperationalError, InterfaceError, OSError)):
-        return not isinstance(error, (FileNotFoundError, IsADirectoryError, NotADirectoryError))
-    # Imported by lamindb only where the storage is remote.
-    return type(error).__module__.split(".")[0] in {"botocore", "aiohttp", "httpx", "gcsfs"}
+
+    def __init__(self) -> None:
+        self._runs: dict[str, Any] = {}
+        self._features: dict[str, Any] = {}
+
+    def save(self, job: Job, file: Path | None, note: Callable[[Job], None]) -> Any:
+        """Make a file the artifact of the job's key; see `Registry.save`."""
+        run = self._run(job.run)
+        artifact = ln.Artifact.objects.filter(uid=job.uid).first() if job.uid else None
+        if file is not None:
+            _check_content(job, file)
+        others = list(ln.Artifact.objects.filter(key=job.key).exclude(branch_id=-1))
+        own = [other for other in others if _run_id(other, job) == (run and run.id)]
+        if artifact is not None and artifact in own:  # an earlier attempt has come so far
+            self._retire([old for old in own if old != artifact], job, note)
+            return self._with_place(artifact)
+        artifact = self._new(job, file, run, is_version=len(own) < len(others))
+        twin = next((a for a in others if _is_twin(a, artifact)), None)
+        if twin is not None:
+            return self._with_place(self._adopt_twin(twin, job, run))
+        if artifact.uid != job.uid:
+            if job.uid:
+                storage.discard(_place(artifact, uid=job.uid))
+            job = replace(job, uid=artifact.uid)
+            note(job)
+        if file is not None:
+            storage.store(file, _place(artifact))
+            _check_content(job, file)
+        for name in ("_local_filepath", "_cloud_filepath"):
+            setattr(artifact, name, None)  # it is stored: saving shall only write the row
+        with transaction.atomic():
+            artifact.save()
+            self._annotate_artifact(artifact, job, run)
+            if job.is_input and run is not None:
+                track_run_inputs(artifact, is_run_input=True, run=run)
+        self._retire(own, job, note)
+        return self._with_place(artifact)
+
+    def remove(self, job: Job, note: Callable[[Job], None]) -> Any | None:
+        """Delete the artifact that the run has under the job's key; see `Registry.remove`."""
+        run = self._run(job.run)
+        own = ln.Artifact.objects.filter(key=job.key, run_id=run and run.id).order_by("-id")
+        artifacts = [self._with_place(artifact) for artifact in own]
+        self._retire(artifacts, job, note)
+        return artifacts[0] if artifacts else None
+
+    def annotate(self, job: Job) -> None:
+        """Give the run the feature values of the job."""
+        run = self._run(job.run)
+        if run is not None:
+            self._link(run, self._fitting(job), run)
+
+    def close_run(self, job: Job) -> None:
+        """Record how the run ended, and when."""
+        run = self._run(job.run)
+        run._status_code = RUN_STATUS_TO_CODE[job.status]
+        run.finished_at = datetime.fromisoformat(job.at)
+        run.save()
+
+    def verdict(self, error: Exception) -> Verdict:
+        """Say what an error calls for."""
+        return outages.verdict(error)
+
+    def disconnect(self) -> None:
+        """Let go of the connections of this thread."""
+        connections.close_all()
+
+    # -- artifacts ---------------------------------------------------------------------------
+
+    def _run(self, uid: str) -> Any:
+        if uid and uid not in self._runs:
+            self._runs[uid] = ln.Run.objects.select_related("branch", "space").get(uid=uid)
+        return self._runs.get(uid)
+
+    def _new(self, job: Job, file: Path | None, run: Any, is_version: bool) -> Any:
+        """Make the artifact object as lamindb does, without storing or saving it."""
+        place: dict[str, Any] = {}
+        if run is not None:
+            place = {"branch": run.branch, "space": run.space}
+        if file is not None:
+            place |= {"_stats": storage.describe(file)}
+        artifact = ln.Artifact(
+            job.local_path if file is None else file,
+            key=job.key,
+            description=job.description,
+            kind=job.artifact_kind,
+            run=False if job.is_input else run or False,
+            skip_hash_lookup=True,
+            **place,
+        )
+        if file is not None:
+            # A spool that lies within the storage is not the place of the artifact.
+            artifact._real_key, artifact._to_store = None, True
+            if is_version:  # versions of a folder would share one place
+                artifact._overwrite_versions = False
+            # A real key would write over the file of another run.
+            artifact._key_is_virtual = job.key_is_virtual or is_version
+        if not is_version:  # its predecessor is this run's own, and is retired
+            artifact._revises, artifact.uid = None, job.uid or artifact.uid
+        artifact.extra_data = (
+            {EXTRA_DATA_KEY: {"checkpoint": job.callback}} if (job.callback) else None
+        )
+        return artifact
+
+    def _adopt_twin(self, twin: Any, job: Job, run: Any) -> Any:
+        """Go on with an artifact of equal key and content, of which lamindb allows one."""
+        if job.is_input:
+            if run is not None:
+                twin.run = None
+                twin.save()
+                track_run_inputs(twin, is_run_input=True, run=run)
+        elif run is not None and twin.run_id != run.id:
+            twin.recreating_runs.add(run)
+            return twin  # of another run, which keeps its values
+        features = self._fitting(job)
+        with transaction.atomic():
+            values.unlink(twin, features)
+            self._annotate_artifact(twin, job, run)
+        return twin
+
+    def _retire(self, artifacts: list[Any], job: Job, note: Callable[[Job], None]) -> None:
+        """Delete artifacts with their files, so that a repeated call finishes what was begun.
+
+        A file stays where another artifact, the successor or that of another run, lies in the same
+        place, as happens with real keys, or where it was registered in place.
+        """
+        for uid, place in job.doomed.items():
+            if not ln.Artifact.objects.filter(uid=uid).exists():
+                storage.discard(_at(place))
+        doomed = {}
+        for artifact in artifacts:
+            address = _address(artifact)
+            same_key = ln.Artifact.objects.filter(key=job.key).exclude(id=artifact.id)
+            if not job.is_in_place and all(_address(other) != address for other in same_key):
+                doomed[artifact.uid] = address
+        if doomed:
+            note(replace(job, doomed={**job.doomed, **doomed}))
+        for artifact in artifacts:
+            uid = artifact.uid
+            if _delete_skip_storage(artifact) and uid in doomed:
+                storage.discard(_at(doomed[uid]))
+
+    def _with_place(self, artifact: Any) -> Any:
+        artifact._storage_uri = str(artifact.path)  # observers ask for it on the training thread
+        return artifact
+
+    # -- features ----------------------------------------------------------------------------
+
+    def _annotate_artifact(self, artifact: Any, job: Job, run: Any) -> None:
+        features = self._fitting(job)
+        by_name = {f.name: f for f in features if f.type_id and f.type.name == "lamindb.lightning"}
+        model_rank, score = by_name.get("model_rank"), by_name.get("score")
+        if model_rank is not None and score is None:
+            del features[model_rank]
+        self._link(artifact, features, run)
+        if not by_name:
+            return
+        members = ln.Artifact.objects.filter(
+            **{f"extra_data__{EXTRA_DATA_KEY}__checkpoint": job.callback},
+            run_id=run and run.id,
+            key__startswith=job.key.rpartition("/")[0],
+        ).values("id")
+        if "is_last_model" in by_name:
+            values.clear_flag(by_name["is_last_model"], members, artifact.id, run)
+        if "is_best_model" in by_name and job.is_best:
+            values.clear_flag(by_name["is_best_model"], members, artifact.id, run)
+        if model_rank is not None and score is not None:
+            values.rank(score, model_rank, members, job.mode, run)
+
+    def _link(self, host: Any, features: dict[Any, Any], run: Any) -> None:
+        plain = {f: value for f, value in features.items() if values.is_plain(f)}
+        values.link_values(host, plain, run)
+        labels = {f: value for f, value in features.items() if f not in plain}
+        if labels:
+            host.features.add_values(labels)
+
+    def _fitting(self, job: Job) -> dict[Any, Any]:
+        """Return features and values of a job, without what does not fit, which is reported."""
+        if unknown := set(job.features) - set(self._features):
+            self._features |= values.features_by_uid(unknown)
+        fitting = {}
+        for uid, value in job.features.items():
+            feature = self._features.get(uid)
+            if feature is None or value is None:
+                continue
+            try:
+                fitting[feature] = (
+                    values.as_stored(feature, value) if (values.is_plain(feature)) else value
+                )
+            except TypeError as error:
+                console.warn(f"{job.key or job.run}: {error}; it is left out")
+        return fitting
 
 
-def forget_lost_connections() -> None:
-    """Let the next query open a new connection; Django would go on with the broken one."""
-    for connection in connections.all(initialized_only=True):
-        if not connection.in_atomic_block:
-            connection.close()
+def _check_content(job: Job, file: Path) -> None:
+    """Refuse what is not what was saved: torn by a power cut, or written over in place."""
+    if (now := measure(file)) != (job.size_bytes, job.stamp):
+        raise ContentChangedError(
+            f"{job.local_path} is not what was saved: it had {job.size_bytes} bytes then and "
+            f"has {now[0]} now. Something wrote over the file, or the machine lost power."
+        )
 
 
-def retire(artifact: Any, successor: Any = None) -> None:
-    """Delete an artifact whose successor is committed, with its file.
-
-    With `key_is_virtual=False` another artifact, its successor or that of another run, may lie in
-    the same place; then the file is theirs.
-    """
-    place = str(artifact.path)
-    others = [successor] if successor is not None else []
-    if artifact.key is not None:
-        others += type(artifact).objects.filter(key=artifact.key).exclude(id=artifact.id)
-    artifact.delete(permanent=True, storage=all(str(other.path) != place for other in others))
+def _run_id(artifact: Any, job: Job) -> int | None:
+    """Return the run to which an artifact belongs, for a job of its kind."""
+    run_id: int | None = artifact.run_id
+    if not job.is_input:
+        return run_id
+    first = artifact.input_of_runs.order_by("id").first()
+    return run_id if first is None else first.id
 
 
-def make_input(artifact: Any) -> None:
-    """Make an artifact an input of the current run, and an output of none."""
-    artifact.run = None
-    artifact.save()
-    track_run_inputs(artifact, is_run_input=True)
+def _is_twin(old: Any, new: Any) -> bool:
+    same: bool = old.hash is not None and old.hash == new.hash and old.storage_id == new.storage_id
+    return same
 
 
-@contextmanager
-def clean_copy(path: Path) -> Iterator[Path]:
-    """Yield a config file to publish: the file itself, or a copy without its secrets.
+def _place(artifact: Any, uid: str | None = None) -> Any:
+    """Return the path in the storage at which an artifact lies, or would lie with another uid."""
+    from lamindb.core.storage import paths
 
-    The user's own file is left as it is.
-
-    Args:
-        path: A file in YAML or JSON; of any other text, lines that name a secret are cleaned.
-    """
-    text = path.read_text()
+    before = artifact.uid
+    artifact.uid = uid or before
     try:
-        content = yaml.load(text, Loader=_PlainLoader)  # noqa: S506  builds no objects
-        clean = redact(content)
-        cleaned = text if clean == content else yaml.safe_dump(clean, sort_keys=False)
-    except (yaml.YAMLError, RecursionError):
-        cleaned = "".join(map(redact_line, text.splitlines(keepends=True)))
-    if cleaned == text:
-        yield path
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / path.name
-        copy.write_text(cleaned)
-        yield copy
+        key = paths.auto_storage_key_from_artifact(artifact)
+        return paths.attempt_accessing_path(artifact, key)[0]
+    finally:
+        artifact.uid = before
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """Read YAML of any tag as dicts, lists and scalars; hparams.yaml may hold Python objects."""
+def _address(artifact: Any) -> str:
+    """Return where an artifact lies, as text that `_at` understands later."""
+    from lamindb.core.storage import paths
+
+    return f"{artifact.storage.uid}:{paths.auto_storage_key_from_artifact(artifact)}"
 
 
-def _construct_plain(loader: Any, suffix: str, node: yaml.Node) -> Any:
-    if isinstance(node, yaml.MappingNode):
-        # Keys that are no text, as tuples, become text.
-        return {
-            key if isinstance(key, str) else str(key): loader.construct_object(value, deep=True)
-            for key_node, value in node.value
-            for key in (loader.construct_object(key_node, deep=True),)
-        }
-    if isinstance(node, yaml.SequenceNode):
-        return loader.construct_sequence(node, deep=True)
-    return loader.construct_scalar(node)
+def _at(address: str) -> Any:
+    from lamindb_setup.core import StorageSettings
 
-
-_PlainLoader.add_multi_constructor("", _construct_plain)
-_PlainLoader.add_constructor(
-    "tag:yaml.org,2002:map", lambda loader, node: _construct_plain(loader, "", node)
-)
+    uid, _, key = address.partition(":")
+    root = ln.Storage.objects.get(uid=uid).root
+    return StorageSettings(root).key_to_filepath(key)

@@ -389,6 +389,7 @@ def test_both_events_have_all_their_fields(fit, ln):
     cli = fit(
         trainer={"logger": LOGGER, "max_epochs": 2, "callbacks": []},
         checkpoint={"artifact_observers": [observer], "save_top_k": 1},
+        lamin={"publish": "inline"},  # in the background, the first would never be uploaded
     )
     events = [event for _, event in Collect.told if event.kind == "checkpoint"]
     first, second, removed = events
@@ -606,23 +607,29 @@ def test_callbacks_of_the_user_are_kept(fit):
 
 
 def test_storage_that_is_away_ends_nothing(fit, monkeypatch, capsys, last_run):
-    """The file stays where it is, and the end names it."""
-    from lamincli.callbacks.checkpoint import Checkpoint as Ours
+    """The jobs stay in the spool, and the end names them and the command."""
+    from lamincli.commands import sync
+    from lamincli.registry import storage
 
-    create = Ours._create_lamin_artifact
+    store = storage.store
 
-    def fail(self, path, **arguments):
-        if arguments["kind"] == "model":
+    def fail(source, target):
+        if str(target).endswith(".ckpt"):
             raise OSError(28, "No space left on device")
-        return create(self, path, **arguments)
+        store(source, target)
 
-    monkeypatch.setattr(Ours, "_create_lamin_artifact", fail)
-    cli = fit(trainer={"logger": False})
+    monkeypatch.setattr(storage, "store", fail)
+    cli = fit(trainer={"logger": False}, lamin={"patience_s": 1})
     assert last_run().status == "completed"
+    assert cli.unpublished == [checkpoint_of(cli).best_model_path]
     out = capsys.readouterr()
     assert "No space left on device" in out.err
-    assert "not in LaminDB" in out.out
-    assert checkpoint_of(cli).unpublished == (checkpoint_of(cli).best_model_path,)
+    assert out.out.count("not in LaminDB") == 1
+    assert "lamin-train sync" in out.out
+    monkeypatch.setattr(storage, "store", store)
+    assert sync.main(["."]) == 0
+    assert [a.key for a in last_run().output_artifacts.all() if a.suffix == ".ckpt"]
+    assert not Path(".lamin_spool").exists()
 
 
 class ElsewhereCheckpoint(ll.ArtifactPublishingModelCheckpoint):

@@ -1,0 +1,140 @@
+"""``lamin-train sync``: publish what earlier jobs on this machine left in their spools."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from lamincli import console
+from lamincli.errors import InstanceError
+from lamincli.instance import connected
+from lamincli.publisher import Publisher
+from lamincli.spool import Job, Spool, known_spools, spools_below
+
+
+def main(words: Sequence[str]) -> int:
+    """Publish what is left, into the instance and the run of each job.
+
+    Args:
+        words: The words after ``sync``.
+
+    Returns:
+        0 if nothing is left, 2 if there is no such folder, 3 if jobs are left.
+    """
+    parser = argparse.ArgumentParser(
+        prog="lamin-train sync",
+        description="Publish the checkpoints that earlier trainings saved and LaminDB does not "
+        "have yet, those of crashed ones included. Jobs that were set aside are tried again. Safe "
+        "while a training is running, and to repeat.",
+    )
+    parser.add_argument(
+        "folder",
+        nargs="?",
+        type=Path,
+        help="only what was left in this project folder, or in this spool; the default is all "
+        "that this user has left on this machine",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="only list what would be published")
+    options = parser.parse_args(words)
+    if options.folder is not None and not options.folder.is_dir():
+        console.fail(f"There is no folder {options.folder}.")
+        return 2
+    found = spools_below(options.folder or Path.cwd())
+    folders = {Path(os.path.abspath(folder)): None for folder in found}
+    if options.folder is None:
+        folders |= dict.fromkeys(known_spools())
+    spools = [Spool(folder) for folder in folders]
+    if options.dry_run:
+        for spool in spools:
+            _list(spool)
+        if not spools:
+            console.say("nothing to publish")
+        return 0
+    left = sum(_publish(spool) for spool in spools)
+    if not spools:
+        console.say("nothing to publish")
+    return 3 if left else 0
+
+
+def _list(spool: Spool) -> None:
+    is_free = spool.lock.acquire()
+    console.say(f"{spool.folder}" + ("" if is_free else " (in use by its training)"))
+    for state in (spool.claimed, spool.ready):
+        for name in spool.names(state):
+            job = spool.look(state, name)
+            console.say(f"  {name}  {_describe(job)}")
+    for name, job, reason in spool.parked_jobs():
+        console.warn(f"  {name}  {_describe(job)}\n    set aside: {reason}")
+    spool.lock.release()
+
+
+def _describe(job: Job | None) -> str:
+    if job is None:
+        return "cannot be read"
+    if job.action == "save":
+        return f"save {job.local_path} as {job.key} in {job.instance}, {_size(job.size_bytes)}"
+    if job.action == "remove":
+        return f"remove {job.key} from {job.instance}"
+    what = "annotate" if job.action == "annotate" else f"close as {job.status}"
+    return f"{what} run {job.run} in {job.instance}"
+
+
+def _size(size_bytes: int) -> str:
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size_bytes >= scale:
+            return f"{size_bytes / scale:.1f} {unit}"
+    return f"{size_bytes} bytes"
+
+
+def _publish(spool: Spool) -> int:
+    """Publish one spool; returns the number of jobs that are left in it."""
+    if not spool.lock.acquire():
+        console.say(f"{spool.folder.name}: its own training publishes it")
+        return 0
+    spool.unpark()
+    spool.recover()
+    jobs = [job for name in spool.names() if (job := spool.read(name)) is not None]
+    spool.lock.release()
+    unreadable = len(spool.names(spool.parked))
+    for name, _, reason in spool.parked_jobs():
+        console.warn(f"{spool.folder.name}/{name} is set aside: {reason}")
+    if not jobs:
+        if not unreadable and spool.lock.acquire():
+            spool.close()
+        return unreadable
+    first = jobs[0]
+    try:
+        with connected(first.instance, create=False) as slug:
+            return _publish_into(spool, first, slug, len(jobs))
+    except InstanceError as error:
+        console.fail(f"{len(jobs)} jobs of run {first.run} wait for {first.instance}: {error}")
+        return len(jobs) + unreadable
+
+
+def _publish_into(spool: Spool, first: Job, slug: str, number: int) -> int:
+    import lamindb as ln
+
+    from lamincli.registry.lamin import LaminRegistry
+    from lamincli.tracking import save_left_log
+
+    instance_id = ln.setup.settings.instance._id.hex
+    if instance_id != first.instance_id:
+        raise InstanceError(
+            f"{slug} is another instance by now: its id is {instance_id}, not {first.instance_id}."
+        )
+    run = ln.Run.objects.filter(uid=first.run).first()
+    if run is None and first.run:
+        raise InstanceError(f"It has no run {first.run}.")
+    # New artifacts get the project of the context, as in the training itself.
+    ln.context._project = run and run.projects.first()
+    try:
+        publisher = Publisher(spool, LaminRegistry())
+        left = publisher.drain()
+        publisher.close()
+        if run is not None:
+            save_left_log(first.run)
+    finally:
+        ln.context._project = None
+    of = f"run {first.run}" if first.run else "no run"
+    console.say(f"{of} in {slug}: {number - left} of {number} jobs done")
+    return left

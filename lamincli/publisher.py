@@ -1,0 +1,517 @@
+"""Carry jobs from the spool to the registry, beside the training, in order, until they are done.
+
+`Drainer` is the plain state machine: one call, one job. `Publisher` runs it in a thread of the
+training process; `lamin-train sync` runs it in the foreground.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import random
+import threading
+import time
+import traceback
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from lamincli import console
+from lamincli.errors import LaminTrainError, first_line
+from lamincli.registry.base import Registry
+from lamincli.spool import Job, Spool
+
+_FIRST_DELAY_S = 0.5
+_LONGEST_DELAY_S = 30.0
+_RACES = 5
+_WARN_EVERY_S = 60.0
+PATIENCE_S = 60.0
+"""How long the end of a training waits for a registry that is away."""
+_SLOWEST_BYTES_PER_S = 1e6
+
+Outcome = Literal["done", "idle", "waiting"]
+
+
+@dataclass(frozen=True)
+class Published:
+    """What became of a job: the artifact that was saved or deleted.
+
+    Args:
+        job: The job.
+        artifact: The artifact as the registry returned it.
+        owner: Who added the job in this process; `None` for one that was found.
+    """
+
+    job: Job
+    artifact: Any
+    owner: Any = None
+
+
+class Drainer:
+    """Publish the jobs of one spool, oldest first.
+
+    A job whose registry is away stays first and is tried again, ever less often; one that needs
+    somebody to act is parked and blocks nothing. A checkpoint that was removed, or saved over,
+    before its upload began is never uploaded.
+
+    Args:
+        spool: The spool, whose lock the caller holds.
+        registry: Where the jobs go.
+        limit_bytes: What the pins may take; past it the oldest superseded checkpoints give way.
+        clock: Seconds, never going back.
+        jitter: A number between 0 and 1, so that many jobs do not return at the same moment.
+    """
+
+    def __init__(
+        self,
+        spool: Spool,
+        registry: Registry,
+        *,
+        limit_bytes: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self.spool = spool
+        self.registry = registry
+        self.limit_bytes = limit_bytes
+        self.published: deque[Published] = deque()
+        self.parked: list[tuple[str, str]] = []  # path and reason
+        self.failing_since_s: float | None = None
+        self.busy_since_s: float | None = None
+        self._clock = clock
+        self._jitter = jitter
+        self._queue: dict[str, Job] = {}  # ready jobs by name, oldest first
+        self._arrived: deque[tuple[str, Job]] = deque()
+        self._owners: dict[str, Any] = {}
+        self._current: tuple[str, Job] | None = None
+        self._failures = 0
+        self._races: Counter[str] = Counter()
+        self._retry_at_s = 0.0
+        self._warned_s: float | None = None
+
+    def recover(self) -> None:
+        """Take over what an earlier process left in the spool."""
+        self.spool.recover()
+        self._queue.clear()
+        for name in self.spool.names():
+            if (job := self.spool.read(name)) is not None:
+                self._queue[name] = job
+        for name in list(self._queue):
+            self._supersede(name)
+        self.parked = [
+            (job.local_path if job else name, reason)
+            for name, job, reason in self.spool.parked_jobs()
+        ]
+
+    def arrive(self, name: str, job: Job, owner: Any = None) -> None:
+        """Tell of a job that was just added; may be called from any thread."""
+        self._owners[name] = owner
+        self._arrived.append((name, job))
+
+    def left(self) -> list[Job]:
+        """Return the jobs that are not done yet, parked ones aside."""
+        jobs = [*self._queue.values(), *(job for _, job in list(self._arrived))]
+        return [job for job in [self._current and self._current[1], *jobs] if job is not None]
+
+    def delay_s(self) -> float:
+        """Return how long to wait before the next attempt."""
+        return max(0.0, self._retry_at_s - self._clock())
+
+    def step(self, retry_now: bool = False) -> Outcome:
+        """Do one job.
+
+        Returns:
+            ``done`` after a job, ``idle`` without one, ``waiting`` while the registry is away.
+        """
+        self._take_in()
+        if not self._queue:
+            return "idle"
+        if not retry_now and self.delay_s() > 0:
+            return "waiting"
+        name, job = next(iter(self._queue.items()))
+        self.spool.claim(name)
+        del self._queue[name]
+        self._current, self.busy_since_s = (name, job), self._clock()
+        try:
+            return self._attempt(name, job)
+        finally:
+            self._current = self.busy_since_s = None
+
+    def _attempt(self, name: str, job: Job) -> Outcome:
+        decided = job
+
+        def note(changed: Job) -> None:
+            nonlocal decided
+            decided = changed
+            self.spool.note(name, changed)
+
+        try:
+            artifact = self._publish(job, note)
+        except Exception as error:
+            verdict = self.registry.verdict(error)
+            self._races[name] += verdict == "race"
+            with suppress(Exception):
+                self.registry.disconnect()
+            if verdict == "park" or self._races[name] > _RACES:
+                reason = "".join(traceback.format_exception_only(error)).strip()
+                if not isinstance(error, (OSError, LaminTrainError)):
+                    reason = "".join(traceback.format_exception(error)).strip()
+                self.spool.park(name, reason)
+                self.parked.append((decided.local_path or decided.action, first_line(error)))
+                console.warn(
+                    f"{decided.local_path or decided.action} is set aside: "
+                    f"{first_line(error)}; mend it and run lamin-train sync"
+                )
+                return "done"
+            self.spool.release(name)
+            self._queue = {name: decided, **self._queue}
+            self._wait(error)
+            return "waiting"
+        self._failures, self.failing_since_s = 0, None
+        self.spool.finish(name, decided)
+        self._races.pop(name, None)
+        owner = self._owners.pop(name, None)
+        if artifact is not None:
+            self.published.append(Published(decided, artifact, owner))
+        return "done"
+
+    def _publish(self, job: Job, note: Callable[[Job], None]) -> Any:
+        if job.action == "save":
+            return self.registry.save(job, self.spool.pin_of(job) if job.pin else None, note)
+        if job.action == "remove":
+            return self.registry.remove(job, note)
+        if job.action == "annotate":
+            self.registry.annotate(job)
+        else:
+            self.registry.close_run(job)
+        return None
+
+    def _wait(self, error: Exception) -> None:
+        self._failures += 1
+        now_s = self._clock()
+        if self.failing_since_s is None:
+            self.failing_since_s = now_s
+        delay_s = min(_LONGEST_DELAY_S, _FIRST_DELAY_S * 2 ** (self._failures - 1))
+        self._retry_at_s = now_s + delay_s * (0.5 + self._jitter() / 2)
+        if self._failures > 1 and (
+            self._warned_s is None or now_s - self._warned_s >= _WARN_EVERY_S
+        ):
+            self._warned_s = now_s
+            files = len(self.left()) + 1
+            console.warn(
+                f"LaminDB cannot be reached: {first_line(error)}; {files} "
+                f"{'job waits' if files == 1 else 'jobs wait'} and will be tried again"
+            )
+
+    # -- what need not be published ----------------------------------------------------------
+
+    def _take_in(self) -> None:
+        while self._arrived:
+            name, job = self._arrived.popleft()
+            self._queue[name] = job
+            self._supersede(name)
+            self._make_room()
+
+    def _supersede(self, name: str) -> None:
+        """Drop the waiting saves that a removal, or a newer save of the same key, makes void."""
+        job = self._queue[name]
+        if job.action not in ("save", "remove"):
+            return
+        for older, other in list(self._queue.items()):
+            if older == name:
+                break
+            if other.action == "save" and other.key == job.key:
+                self._drop(older)
+        for older, parked, _ in list(self.spool.parked_jobs()) if self.parked else ():
+            if parked is not None and parked.action == "save" and parked.key == job.key:
+                self.spool.drop(older, parked)
+                self.parked = [entry for entry in self.parked if entry[0] != parked.local_path]
+
+    def _make_room(self) -> None:
+        if self.limit_bytes is None:
+            return
+        saves = [(n, j) for n, j in self._queue.items() if j.action == "save" and j.callback]
+        last = {job.callback: name for name, job in saves}
+        best = {job.callback: name for name, job in saves if job.is_best}
+        used = sum(job.size_bytes for job in self._queue.values())
+        for name, job in saves:
+            if used <= self.limit_bytes:
+                return
+            if name not in (last[job.callback], best.get(job.callback)):
+                self._drop(name)
+                used -= job.size_bytes
+                console.warn(f"the spool is full: {job.local_path} is not published")
+
+    def _drop(self, name: str) -> None:
+        self.spool.drop(name, self._queue.pop(name))
+        self._owners.pop(name, None)
+
+
+class Publisher:
+    """Publish in the background what a training saves.
+
+    A thread, not a process: it shares what is imported already, and the heavy work, hashing and
+    copying and waiting for a database, runs without the interpreter lock. While the training
+    thread saves, the drainer rests (`saving`), so that a save costs what it costs alone.
+
+    Args:
+        spool: The spool of the run; its lock is taken with the first job.
+        registry: Where the jobs go.
+        inline: Publish each job at once, on the calling thread.
+        limit_bytes: As in `Drainer`.
+
+    Runs on: global rank zero.
+    """
+
+    _of_process: dict[Path, Publisher] = {}  # noqa: RUF012  one publisher a spool
+
+    def __init__(
+        self,
+        spool: Spool,
+        registry: Registry,
+        *,
+        inline: bool = False,
+        limit_bytes: float | None = None,
+    ) -> None:
+        self._drainer = Drainer(spool, registry, limit_bytes=limit_bytes)
+        self._inline = inline
+        self._pid = os.getpid()
+        self._thread: threading.Thread | None = None
+        self._mutex = threading.RLock()  # held while a job is in hand
+        self._wake = threading.Event()
+        self._is_stopping = False
+        self._is_skipping = False
+        self._is_draining = False
+        self._savers = 0
+        self._unsaved: list[tuple[Job, Path | None, str | None, Any]] = []  # the disk is full
+        self._full_warned_s = -_WARN_EVERY_S
+        self._given_up = False
+
+    @classmethod
+    def of(cls, folder: Path, make_registry: Callable[[], Registry], **options: Any) -> Publisher:
+        """Return the publisher of a spool in this process."""
+        publisher = cls._of_process.get(folder)
+        if publisher is None or publisher._pid != os.getpid():
+            publisher = cls(Spool(folder), make_registry(), **options)
+            cls._of_process[folder] = publisher
+        return publisher
+
+    @property
+    def spool(self) -> Spool:
+        """The spool of the run."""
+        return self._drainer.spool
+
+    @property
+    def has_news(self) -> bool:
+        """Whether something was published of which its owner does not know yet."""
+        return bool(self._drainer.published)
+
+    def take(self, owner: Any) -> list[Published]:
+        """Return what was published of an owner's jobs since the last call, in order."""
+        published = self._drainer.published
+        mine: list[Published] = []
+        others: list[Published] = []
+        while published:
+            item = published.popleft()
+            if item.owner is not None:
+                (mine if item.owner is owner else others).append(item)
+        published.extendleft(reversed(others))
+        return mine
+
+    def left(self) -> list[str]:
+        """Return the local paths of the jobs that are not done, parked ones among them."""
+        jobs = [*self._drainer.left(), *(job for job, *_ in self._unsaved)]
+        waiting = [job.local_path or job.action for job in jobs]
+        return waiting + [path for path, _ in self._drainer.parked]
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Let the drainer rest while the training thread saves."""
+        self._savers += 1
+        try:
+            yield
+        finally:
+            self._savers -= 1
+
+    def add(
+        self, job: Job, file: Path | None = None, content: str | None = None, owner: Any = None
+    ) -> None:
+        """Spool a job; it is published soon. May be called from any thread.
+
+        A full disk is no error: the job is kept in memory and spooled as soon as that is possible.
+        """
+        self._given_up = False
+        self._unsaved.append((job, file, content, owner))
+        try:
+            self._spool_unsaved()
+        except OSError as error:
+            if time.monotonic() - self._full_warned_s >= _WARN_EVERY_S:
+                self._full_warned_s = time.monotonic()
+                console.warn(f"{job.local_path} cannot be spooled yet: {first_line(error)}")
+            return
+        if self._inline:
+            self._drain_here()
+            return
+        if self._thread is None:
+            self._start()
+        self._wake.set()
+
+    def publish(self, job: Job, file: Path, content: str | None = None, owner: Any = None) -> Any:
+        """Publish a file on this thread, after all that came before; returns its artifact.
+
+        Returns:
+            The artifact; `None` if the registry is away, and the job waits in the spool.
+        """
+        with self._mutex:
+            self.add(job, file, content, owner)
+            self._drain_here()
+            done = (p for p in self._drainer.published if p.owner is owner and p.job.at == job.at)
+            return next((p.artifact for p in done if p.job.key == job.key), None)
+
+    def drain(self, limit_s: float | None = None, patience_s: float = PATIENCE_S) -> int:
+        """Wait until everything is published, showing how far it is.
+
+        Ends early on Ctrl-C, when the registry has been away for too long, and by `skip_waiting`.
+        A job in hand may be left as it is then: whoever goes on with the spool finishes it.
+
+        Args:
+            limit_s: Wait no longer than this.
+            patience_s: Wait no longer than this for a registry that is away. A job in hand may
+                take so long too, and a second more for each megabyte.
+
+        Returns:
+            The number of jobs that are left.
+        """
+        with suppress(OSError):
+            self._take_over()
+            self._spool_unsaved()
+        if self._given_up or not self._drainer.left():
+            return len(self.left())
+        self._is_skipping, self._is_draining = False, True
+        ends_s = time.monotonic() + (limit_s if limit_s is not None else float("inf"))
+        if not self._inline and self._thread is None:
+            self._start()
+        self._wake.set()
+        try:
+            with console.publishing() as show:
+                while jobs := self._drainer.left():
+                    show(len(jobs), sum(job.size_bytes for job in jobs if job.action == "save"))
+                    if self._inline and self._drain_here() == "waiting":
+                        time.sleep(min(0.2, self._drainer.delay_s()))
+                    elif not self._inline:
+                        time.sleep(0.02)
+                    if self._is_skipping or time.monotonic() > ends_s:
+                        break
+                    if self._is_away(patience_s):
+                        break
+                show(0 if not jobs else len(jobs), 0)
+        except KeyboardInterrupt:
+            self._is_skipping = True
+        finally:
+            self._is_draining = False
+        self._given_up = bool(self._drainer.left())
+        return len(self.left())
+
+    def skip_waiting(self) -> None:
+        """End a `drain` that is going on. May be called from a signal handler."""
+        self._is_skipping = True
+
+    def leave(self, job: Job) -> None:
+        """Spool a job for `sync`, without trying to publish it now."""
+        self._unsaved.append((job, None, None, None))
+        self._spool_unsaved()
+        self._given_up = True
+        self.close()
+
+    def close(self) -> None:
+        """Stop the thread and leave the spool: removed if it is empty, else for `sync`."""
+        self._is_stopping = True
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join(timeout=0.1 if self._given_up else 5)
+            if self._thread.is_alive():
+                return  # a job hangs in an upload; it ends with the process, and is done again
+        self._thread, self._is_stopping = None, False
+        self.spool.close()
+        if not self.left():
+            self._of_process.pop(self.spool.folder, None)
+
+    # -- the thread --------------------------------------------------------------------------
+
+    def _take_over(self) -> None:
+        """Take what another process of this job has left, as a rank that a strategy spawned."""
+        if self.spool.folder.exists() and not self.spool.lock.held and not self._given_up:
+            self._own_spool()
+
+    def _own_spool(self) -> None:
+        if not self.spool.lock.acquire():
+            raise BlockingIOError(f"{self.spool.folder} is in use by lamin-train sync")
+        self._drainer.recover()
+
+    def _spool_unsaved(self) -> None:
+        if self._unsaved and not self.spool.lock.held:
+            self._own_spool()
+        while self._unsaved:
+            job, file, content, owner = self._unsaved[0]
+            name, job = self.spool.add(job, file, content)
+            self._unsaved.pop(0)
+            self._drainer.arrive(name, job, owner)
+
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="lamin-train", daemon=True)
+        self._thread.start()
+        atexit.register(self._at_exit)
+
+    def _run(self) -> None:
+        try:
+            while not self._is_stopping:
+                self._rest()
+                with self._mutex:
+                    outcome = self._drainer.step()
+                if outcome == "idle":
+                    self._wake.wait()
+                    self._wake.clear()
+                elif outcome == "waiting":
+                    time.sleep(min(0.2, self._drainer.delay_s()))
+        finally:
+            with suppress(Exception):
+                self._drainer.registry.disconnect()
+
+    def _rest(self) -> None:
+        while self._savers and not self._is_stopping:
+            time.sleep(0.001)
+
+    def _drain_here(self) -> Outcome:
+        with self._mutex:
+            while (outcome := self._drainer.step()) == "done":
+                pass
+        return outcome
+
+    def _is_away(self, patience_s: float) -> bool:
+        drainer, now_s = self._drainer, time.monotonic()
+        if drainer.failing_since_s is not None:
+            return now_s - drainer.failing_since_s > patience_s
+        current = drainer._current
+        if current is None or drainer.busy_since_s is None:
+            return False
+        allowed_s = patience_s + current[1].size_bytes / _SLOWEST_BYTES_PER_S
+        return now_s - drainer.busy_since_s > allowed_s
+
+    def _at_exit(self) -> None:
+        if self._pid != os.getpid():
+            return
+        if left := self.drain():
+            console.warn(f"{left} jobs are not in LaminDB yet; publish them with lamin-train sync")
+        self.close()
+
+
+def skip_waiting() -> bool:
+    """End every `drain` that this process waits in; returns whether there was one."""
+    publishers = list(Publisher._of_process.values())
+    draining = [publisher for publisher in publishers if publisher._is_draining]
+    for publisher in draining:
+        publisher.skip_waiting()
+    return bool(draining)

@@ -1,0 +1,152 @@
+"""Put a file into a storage, whole or not at all, and say what it is."""
+
+import hashlib
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from lamindb_setup.core.hashing import HASH_LENGTH, hash_from_hashes_list, to_b64_str
+from lamindb_setup.core.upath import LocalPathClasses
+
+_BLOCK_BYTES = 1 << 20
+_WHOLE_HASH_BYTES = 50 << 20
+_FICLONE = 0x40049409  # linux/fs.h
+_PART = ".part"
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Return size, hash and kind of hash of a file or folder, as lamindb computes them.
+
+    lamindb reads up to 100 MB into memory for it; this reads block by block.
+
+    Source: lamindb_setup.core.hashing.hash_file and hash_dir.
+    """
+    if not path.is_dir():
+        size, digest, kind = _hash_file(path)
+        return {"size": size, "hash": digest, "hash_type": kind}
+    parts = [_hash_file(file) for file in path.rglob("*") if file.is_file()]
+    return {
+        "size": sum(size for size, _, _ in parts),
+        "hash": hash_from_hashes_list(digest for _, digest, _ in parts),
+        "hash_type": "md5-d",
+        "n_files": len(parts),
+    }
+
+
+def store(source: Path, target: Any) -> None:
+    """Put a file or folder where its artifact is to lie.
+
+    On the same file system a local file is cloned where the file system can (Btrfs, XFS), else
+    linked if the pin is its only name, else copied. A link to a file that Lightning keeps would be
+    free too, and unsafe: whoever writes over the checkpoint in place, as `torch.save` does, would
+    write over the artifact. Repeated after an interruption, it leaves the one complete file.
+
+    Args:
+        source: The local file or folder.
+        target: A local path, or a `UPath` of a remote storage.
+
+    Durability: a local file is on the disk on return.
+    """
+    if not isinstance(target, LocalPathClasses):
+        _upload(source, target)
+        return
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(target.name + _PART)
+    _remove(part)
+    if target.exists() and os.path.samefile(source, target):
+        return
+    if source.is_dir():
+        shutil.copytree(source, part)
+        _remove(target)
+    elif source.stat().st_nlink == 1 and _is_same_device(source, part):
+        os.link(source, part)
+    elif not _clone(source, part):
+        shutil.copyfile(source, part)
+    for file in [part, *part.rglob("*")] if part.is_dir() else [part]:
+        _fsync(file)
+    os.replace(part, target)
+    _fsync(target.parent)
+
+
+def discard(target: Any) -> None:
+    """Remove what an interrupted `store` may have left."""
+    if isinstance(target, LocalPathClasses):
+        _remove(target.with_name(target.name + _PART))
+        _remove(target)
+    elif target.exists():
+        target.rmdir() if target.is_dir() else target.unlink()
+
+
+def _upload(source: Path, target: Any) -> None:
+    # Not shown: the progress of the publisher is.
+    if source.is_dir():
+        target.upload_from(source, create_folder=False, print_progress=False)
+        return
+    target.upload_from(source, print_progress=False)
+    target.fs.invalidate_cache()
+    arrived = target.stat().st_size
+    if arrived != source.stat().st_size:
+        raise ConnectionError(
+            f"{target} has {arrived} bytes after the upload of {source.stat().st_size}"
+        )
+
+
+def _hash_file(path: Path) -> tuple[int, str, str]:
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        if size <= _WHOLE_HASH_BYTES:
+            return size, _short(_digest(file, size, "md5")), "md5"
+        first = _digest(file, _WHOLE_HASH_BYTES, "sha1")
+        file.seek(-_WHOLE_HASH_BYTES, os.SEEK_END)
+        last = _digest(file, _WHOLE_HASH_BYTES, "sha1")
+    return size, _short(hashlib.sha1(first + last).digest()), "sha1-fl"  # noqa: S324  no secret
+
+
+def _digest(file: Any, size: int, algorithm: str) -> bytes:
+    digest = hashlib.new(algorithm)
+    while size > 0 and (block := file.read(min(size, _BLOCK_BYTES))):
+        digest.update(block)
+        size -= len(block)
+    return digest.digest()
+
+
+def _short(digest: bytes) -> str:
+    return str(to_b64_str(digest))[:HASH_LENGTH]
+
+
+def _clone(source: Path, target: Path) -> bool:
+    """Clone a file, sharing its blocks until one of the two is written; or do nothing."""
+    if sys.platform != "linux":
+        return False
+    import fcntl
+
+    try:
+        with open(source, "rb") as original, open(target, "wb") as clone:
+            fcntl.ioctl(clone.fileno(), _FICLONE, original.fileno())
+        return True
+    except OSError:
+        return False
+
+
+def _is_same_device(source: Path, target: Path) -> bool:
+    return source.stat().st_dev == target.parent.stat().st_dev
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _fsync(path: Path) -> None:
+    if os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

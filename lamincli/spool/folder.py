@@ -1,0 +1,333 @@
+"""One spool: the only place that knows its file names."""
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from lamincli.errors import SpoolCorruptError, SpoolVersionError
+from lamincli.spool import index
+from lamincli.spool.job import Action, Job
+from lamincli.spool.lock import ProcessLock
+
+_JOB_NAME = re.compile(r"\d{8,}\.json")
+_REASON = ".reason.txt"
+_CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP}
+
+
+class Spool:
+    """The queue of one run on disk.
+
+    One process at a time adds and publishes: the one that holds the lock. Every change of state is
+    one rename, so a process that is killed at any instruction leaves a spool that `recover` puts
+    right: a claimed job becomes ready again, and a pin without a job goes.
+
+    Args:
+        folder: The folder of the spool. It is made when the first job is added.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(os.path.abspath(folder))
+        self.ready = self.folder / "ready"
+        self.claimed = self.folder / "claimed"
+        self.parked = self.folder / "parked"
+        self.pins = self.folder / "pins"
+        self.tmp = self.folder / "tmp"
+        self.lock = ProcessLock(self.folder / "lock")
+        self._last: int | None = None
+        self._adding = threading.Lock()
+
+    # -- the training's side -----------------------------------------------------------------
+
+    def add(
+        self, job: Job, file: Path | None = None, content: str | None = None
+    ) -> tuple[str, Job]:
+        """Pin a file and write its job; returns the name of the job, and the job with its pin.
+
+        Args:
+            job: What is to be done with the file.
+            file: The file or folder to pin; `None` for a job without one.
+            content: Text to pin in its place, under the name of the file.
+
+        Raises:
+            OSError: The disk is full, or the folder cannot be written. No job was made.
+
+        Durability: the job file is fsynced on return; the data of the pin is not.
+        """
+        with self._adding:
+            if self._last is None:
+                self._open()
+            assert self._last is not None
+            number = f"{self._last + 1:08d}"
+            pin = None
+            try:
+                if file is not None:
+                    pin = self._pin(number, file, content)
+                    size_bytes, stamp = measure(pin)
+                    place = str(pin.relative_to(self.folder)) if self._is_inside(pin) else str(pin)
+                    job = replace(job, pin=place, size_bytes=size_bytes, stamp=stamp)
+                self._write(self.ready / f"{number}.json", job)
+            except BaseException:
+                if pin is not None:
+                    self._remove_pin(pin, number)
+                raise
+            self._last += 1
+            return f"{number}.json", job
+
+    def _open(self) -> None:
+        for folder in (self.ready, self.claimed, self.parked, self.pins, self.tmp):
+            folder.mkdir(parents=True, exist_ok=True)
+        index.remember(self.folder)
+        _fsync(self.folder)
+        _fsync(self.folder.parent)
+        used = [*self.names(self.ready), *self.names(self.claimed), *self.names(self.parked)]
+        # Pins too: one that lost its job must not be taken for that of a new one.
+        used += [name for name in _listdir(self.pins) if name.isdecimal()]
+        self._last = max((int(name.split(".")[0]) for name in used), default=0)
+
+    def _pin(self, number: str, file: Path, content: str | None) -> Path:
+        pin = self.pins / number / file.name
+        pin.parent.mkdir(exist_ok=True)
+        if content is not None:
+            pin.write_text(content)
+            return pin
+        source = file.resolve()
+        try:
+            _link(source, pin)
+            return pin
+        except OSError as error:
+            if error.errno not in _CANNOT_LINK:
+                raise
+        _remove(pin.parent)
+        # Another file system: beside the checkpoint a link is possible, where links are at all.
+        beside = source.parent / index.FOLDER_NAME / f"{self.folder.name}-{number}" / file.name
+        try:
+            beside.parent.mkdir(parents=True, exist_ok=True)
+            _link(source, beside)
+            return beside
+        except OSError as error:
+            _remove(beside.parent)
+            _rmdir(beside.parent.parent)
+            if error.errno not in _CANNOT_LINK:
+                raise
+        pin.parent.mkdir(exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, pin)
+        else:
+            shutil.copyfile(source, pin)
+        return pin
+
+    # -- the publisher's side ----------------------------------------------------------------
+
+    def recover(self) -> None:
+        """Put right what a killed process left. Only the holder of the lock may call this."""
+        for name in self.names(self.claimed):
+            os.replace(self.claimed / name, self.ready / name)
+        for name in _listdir(self.tmp):
+            _remove(self.tmp / name)
+        jobs = [*self.names(self.ready), *self.names(self.parked)]
+        with_a_job = {name.split(".")[0] for name in jobs}
+        for number in _listdir(self.pins):
+            if number not in with_a_job:
+                _remove(self.pins / number)
+        for name in _listdir(self.ready):
+            if not _JOB_NAME.fullmatch(name):
+                self._park(self.ready / name, "it is no job file: its name is none of a job")
+
+    def names(self, state: Path | None = None) -> list[str]:
+        """Return the names of the jobs in a state, oldest first; of the ready ones by default."""
+        found = (name for name in _listdir(state or self.ready) if _JOB_NAME.fullmatch(name))
+        return sorted(found, key=lambda name: int(name.split(".")[0]))
+
+    def read(self, name: str) -> Job | None:
+        """Read a ready job; one that cannot be read is parked, and `None` is returned."""
+        try:
+            return Job.from_json((self.ready / name).read_text())
+        except FileNotFoundError:
+            return None
+        except (SpoolCorruptError, SpoolVersionError, UnicodeDecodeError) as error:
+            self._park(self.ready / name, str(error))
+            return None
+
+    def look(self, state: Path, name: str) -> Job | None:
+        """Read a job in any state without moving it; `None` if it cannot be read."""
+        try:
+            return Job.from_json((state / name).read_text())
+        except (OSError, UnicodeDecodeError, SpoolCorruptError, SpoolVersionError):
+            return None
+
+    def claim(self, name: str) -> None:
+        """Take a ready job in hand."""
+        os.replace(self.ready / name, self.claimed / name)
+
+    def note(self, name: str, job: Job) -> None:
+        """Write a claimed job anew, with what has been decided about it."""
+        self._write(self.claimed / name, job)
+
+    def release(self, name: str) -> None:
+        """Put a claimed job back."""
+        os.replace(self.claimed / name, self.ready / name)
+
+    def finish(self, name: str, job: Job) -> None:
+        """Forget a claimed job that is done, and its pin."""
+        (self.claimed / name).unlink(missing_ok=True)
+        self.drop_pin(name, job)
+
+    def drop(self, name: str, job: Job) -> None:
+        """Forget a ready or parked job that is not wanted any more, and its pin."""
+        (self.ready / name).unlink(missing_ok=True)
+        (self.parked / name).unlink(missing_ok=True)
+        (self.parked / (name + _REASON)).unlink(missing_ok=True)
+        self.drop_pin(name, job)
+
+    def park(self, name: str, reason: str) -> None:
+        """Put a claimed job aside, with the reason, so that it blocks no other."""
+        self._park(self.claimed / name, reason)
+
+    def unpark(self) -> int:
+        """Make all parked jobs ready again; returns their number."""
+        names = self.names(self.parked)
+        for name in names:
+            os.replace(self.parked / name, self.ready / name)
+            (self.parked / (name + _REASON)).unlink(missing_ok=True)
+        return len(names)
+
+    def parked_jobs(self) -> Iterator[tuple[str, Job | None, str]]:
+        """Yield name, job and reason of what is parked; the job is `None` if it is unreadable."""
+        for name in _listdir(self.parked):
+            if name.endswith(_REASON):
+                continue
+            job = self.look(self.parked, name)
+            reason = self.parked / (name + _REASON)
+            text = reason.read_text().strip() if reason.exists() else "no reason is noted"
+            yield name, job, text
+
+    def holds(self, action: Action) -> bool:
+        """Tell whether a job of this kind waits here."""
+        states = (self.ready, self.claimed, self.parked)
+        jobs = (self.look(state, name) for state in states for name in self.names(state))
+        return any(job is not None and job.action == action for job in jobs)
+
+    def close(self) -> None:
+        """Remove the folder if nothing is left in it, and give the lock back."""
+        if not self.folder.exists():
+            return
+        if not self.lock.held:
+            return
+        empty = not (_listdir(self.ready) or _listdir(self.claimed) or _listdir(self.parked))
+        if empty:
+            (self.folder / "lock").unlink(missing_ok=True)
+        self.lock.release()
+        if empty:
+            with self._adding:
+                for folder in (self.ready, self.claimed, self.parked, self.pins, self.tmp):
+                    _rmdir(folder)
+                _rmdir(self.folder)
+                _rmdir(self.folder.parent)
+                self._last = None
+            index.forget(self.folder)
+
+    def pin_of(self, job: Job) -> Path:
+        """Return the file or folder that a job publishes."""
+        return self.folder / job.pin
+
+    def drop_pin(self, name: str, job: Job) -> None:
+        """Remove the pin of a job."""
+        if job.pin:
+            self._remove_pin(self.pin_of(job), name.split(".")[0])
+
+    def _remove_pin(self, pin: Path, number: str) -> None:
+        _remove(pin.parent)
+        if not self._is_inside(pin):
+            _rmdir(pin.parent.parent)
+
+    def _is_inside(self, pin: Path) -> bool:
+        return pin.is_relative_to(self.folder)
+
+    def _park(self, file: Path, reason: str) -> None:
+        self.parked.mkdir(exist_ok=True)
+        (self.parked / (file.name + _REASON)).write_text(reason + "\n")
+        os.replace(file, self.parked / file.name)
+
+    def _write(self, place: Path, job: Job) -> None:
+        temporary = self.tmp / place.name
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        try:
+            with open(handle, "w", encoding="utf-8") as file:
+                file.write(job.to_json())
+                file.flush()
+                os.fsync(handle)
+            os.replace(temporary, place)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _fsync(place.parent)
+
+
+def left_behind() -> dict[Path, int]:
+    """Return the spools of this user on this machine that no process serves, and their jobs."""
+    left = {}
+    for folder in index.known_spools():
+        spool = Spool(folder)
+        states = (spool.ready, spool.claimed, spool.parked)
+        jobs = sum(len(spool.names(state)) for state in states)
+        if jobs and spool.lock.acquire():
+            spool.lock.release()
+            left[folder] = jobs
+    return left
+
+
+def measure(path: Path) -> tuple[int, str]:
+    """Return the size of a file, or of all files of a folder, and a stamp that tells changes."""
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    stats = [file.stat() for file in files]
+    newest_ns = max((stat.st_mtime_ns for stat in stats), default=0)
+    return sum(stat.st_size for stat in stats), f"{len(files)}-{newest_ns}"
+
+
+def _link(source: Path, target: Path) -> None:
+    """Link a file, or every file of a folder."""
+    if not source.is_dir():
+        os.link(source, target)
+        return
+    target.mkdir()
+    for place, folders, files in os.walk(source):
+        there = target / Path(place).relative_to(source)
+        for name in folders:
+            (there / name).mkdir(exist_ok=True)
+        for name in files:
+            os.link(os.path.join(place, name), there / name)
+
+
+def _listdir(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError:
+        return []
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _rmdir(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def _fsync(folder: Path) -> None:
+    """Make names durable; what cannot be opened for it, as on Windows, is left to the system."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

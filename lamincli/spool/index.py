@@ -1,0 +1,63 @@
+"""Where the spools of this user on this machine lie, so that `sync` finds them all.
+
+One symbolic link a spool, named after it, in ``~/.local/state/lamin-train/spools``.
+"""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+FOLDER_NAME = ".lamin_spool"
+
+
+def index_folder() -> Path:
+    """Return the folder of the links, by the XDG base directory specification."""
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state) / "lamin-train" / "spools"
+
+
+def remember(spool: Path) -> None:
+    """Let `known_spools` find a spool. A home that cannot be written is no obstacle."""
+    with contextlib.suppress(OSError):
+        link = _link(spool)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.is_symlink():
+            link.symlink_to(spool)
+
+
+def forget(spool: Path) -> None:
+    """Forget a spool that is empty."""
+    with contextlib.suppress(OSError):
+        _link(spool).unlink(missing_ok=True)
+
+
+def known_spools() -> list[Path]:
+    """Return the spools of this user on this machine; links to what is gone are dropped."""
+    found = []
+    with contextlib.suppress(OSError):
+        for link in sorted(index_folder().iterdir()):
+            if link.is_dir():
+                found.append(Path(os.readlink(link)))
+            elif link.is_symlink() and Path(os.readlink(link)).parents[1].is_dir():
+                # Its project is there, its spool is not. A folder not mounted now stays listed.
+                link.unlink(missing_ok=True)
+    return found
+
+
+def spools_below(folder: Path) -> Iterator[Path]:
+    """Yield the spools in a folder: itself, or those anywhere below it."""
+    if (folder / "ready").is_dir() and folder.parent.name == FOLDER_NAME:
+        yield folder
+        return
+    for place, folders, _ in os.walk(folder):
+        if Path(place).name == FOLDER_NAME:
+            yield from (Path(place) / name for name in sorted(folders))
+            folders.clear()
+
+
+def _link(spool: Path) -> Path:
+    spool = Path(os.path.abspath(spool))
+    digest = hashlib.sha256(str(spool).encode()).hexdigest()[:8]
+    return index_folder() / f"{spool.name}-{digest}"
