@@ -28,6 +28,9 @@ _FIRST_DELAY_S = 0.5
 _LONGEST_DELAY_S = 30.0
 _RACES = 5
 _WARN_EVERY_S = 60.0
+_LIGHT_BYTES = 1 << 20
+_QUIET_S = 0.05
+_LONGEST_REST_S = 30.0
 PATIENCE_S = 60.0
 """How long the end of a training waits for a registry that is away."""
 _SLOWEST_BYTES_PER_S = 1e6
@@ -115,6 +118,10 @@ class Drainer:
         """Return the jobs that are not done yet, parked ones aside."""
         jobs = [*self._queue.values(), *(job for _, job in list(self._arrived))]
         return [job for job in [self._current and self._current[1], *jobs] if job is not None]
+
+    def waits_for_quiet(self) -> bool:
+        """Tell whether what waits needs the interpreter more than it needs disk and network."""
+        return all(job.size_bytes < _LIGHT_BYTES for job in self.left())
 
     def delay_s(self) -> float:
         """Return how long to wait before the next attempt."""
@@ -209,11 +216,15 @@ class Drainer:
     # -- what need not be published ----------------------------------------------------------
 
     def _take_in(self) -> None:
+        if not self._arrived:
+            return
+        arrived = {}
         while self._arrived:
             name, job = self._arrived.popleft()
-            self._queue[name] = job
+            self._queue[name] = arrived[name] = job
             self._supersede(name)
             self._make_room()
+        self.spool.make_durable({name: job for name, job in arrived.items() if name in self._queue})
 
     def _supersede(self, name: str) -> None:
         """Drop the waiting saves that a removal, or a newer save of the same key, makes void."""
@@ -286,6 +297,7 @@ class Publisher:
         self._is_skipping = False
         self._is_draining = False
         self._savers = 0
+        self._saved_s = 0.0
         self._unsaved: list[tuple[Job, Path | None, str | None, Any]] = []  # the disk is full
         self._full_warned_s = -_WARN_EVERY_S
         self._given_up = False
@@ -335,6 +347,7 @@ class Publisher:
             yield
         finally:
             self._savers -= 1
+            self._saved_s = time.monotonic()
 
     def add(
         self, job: Job, file: Path | None = None, content: str | None = None, owner: Any = None
@@ -481,8 +494,19 @@ class Publisher:
                 self._drainer.registry.disconnect()
 
     def _rest(self) -> None:
-        while self._savers and not self._is_stopping:
-            time.sleep(0.001)
+        """Stay out of the way of a training that saves small files at short intervals.
+
+        Light jobs consist of Python code, which would hold the interpreter lock just then. They
+        wait for a pause, or for half a minute.
+        """
+        until_s = time.monotonic() + _LONGEST_REST_S
+        while (now_s := time.monotonic()) < until_s:
+            is_quiet = not self._savers and now_s - self._saved_s > _QUIET_S
+            if is_quiet or self._is_draining or self._is_stopping:
+                return
+            if not self._drainer.waits_for_quiet():
+                return
+            time.sleep(0.005)
 
     def _drain_here(self) -> Outcome:
         with self._mutex:

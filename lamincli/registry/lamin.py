@@ -13,8 +13,11 @@ from typing import Any
 import lamindb as ln
 from django.db import connections, transaction
 from lamindb.base.types import RUN_STATUS_TO_CODE
+from lamindb.models._is_versioned import create_uid
 from lamindb.models._lineage import track_run_inputs
 from lamindb.models.artifact import _delete_skip_storage
+from lamindb.models.sqlrecord import get_current_branch
+from lamindb_setup.core.canonical_suffix import CanonicalSuffix
 
 from lamincli import console
 from lamincli.errors import ContentChangedError
@@ -51,7 +54,10 @@ class LaminRegistry:
         if artifact is not None and artifact in own:  # an earlier attempt has come so far
             self._retire([old for old in own if old != artifact], job, note)
             return self._with_place(artifact)
-        artifact = self._new(job, file, run, is_version=len(own) < len(others))
+        # A key that another run has gets a new version; one of our own is replaced.
+        foreign = [other for other in others if other not in own]
+        revised = max(others, key=lambda a: (a.is_latest, a.id)) if foreign else None
+        artifact = self._new(job, file, run, revised)
         twin = next((a for a in others if _is_twin(a, artifact)), None)
         if twin is not None:
             return self._with_place(self._adopt_twin(twin, job, run))
@@ -109,33 +115,68 @@ class LaminRegistry:
             self._runs[uid] = ln.Run.objects.select_related("branch", "space").get(uid=uid)
         return self._runs.get(uid)
 
-    def _new(self, job: Job, file: Path | None, run: Any, is_version: bool) -> Any:
+    def _new(self, job: Job, file: Path | None, run: Any, revised: Any) -> Any:
         """Make the artifact object as lamindb does, without storing or saving it."""
-        place: dict[str, Any] = {}
-        if run is not None:
-            place = {"branch": run.branch, "space": run.space}
-        if file is not None:
-            place |= {"_stats": storage.describe(file)}
-        artifact = ln.Artifact(
-            job.local_path if file is None else file,
+        if file is None:
+            artifact = ln.Artifact(
+                job.local_path,
+                key=job.key,
+                description=job.description,
+                kind=job.artifact_kind,
+                run=False if job.is_input else run or False,
+                skip_hash_lookup=True,
+            )
+            if not revised:
+                artifact._revises, artifact.uid = None, job.uid
+        else:
+            artifact = self._new_row(job, file, run, revised)
+        if job.callback:
+            artifact.extra_data = {EXTRA_DATA_KEY: {"checkpoint": job.callback}}
+        return artifact
+
+    def _new_row(self, job: Job, file: Path, run: Any, revised: Any) -> Any:
+        """Make the object that `ln.Artifact(file)` makes, without what a checkpoint never needs.
+
+        The constructor imports pandas, for half a second and 90 MB, to see that a file is none of
+        its data frames; it reads the file at once; and a spool that lies within the storage it
+        takes for the place of the artifact.
+        """
+        settings = ln.setup.settings.instance
+        is_local = settings.keep_artifacts_local and settings._local_storage is not None
+        place = settings.local_storage.record if is_local else settings.storage.record
+        branch = run.branch if run is not None else get_current_branch()
+        space = run.space if run is not None else place.space
+        if space.id != place.space_id:
+            stores = ln.Storage.objects.filter(space=space, instance_uid=settings.uid)
+            place = stores.order_by("id").first() or place
+        stats = storage.describe(file)
+        artifact = ln.Artifact.__new__(ln.Artifact)
+        initialise: Any = super(ln.Artifact, artifact).__init__
+        initialise(
+            uid=create_uid(revises=revised) if revised is not None else job.uid,
             key=job.key,
             description=job.description,
             kind=job.artifact_kind,
-            run=False if job.is_input else run or False,
-            skip_hash_lookup=True,
-            **place,
-        )
-        if file is not None:
-            # A spool that lies within the storage is not the place of the artifact.
-            artifact._real_key, artifact._to_store = None, True
-            if is_version:  # versions of a folder would share one place
-                artifact._overwrite_versions = False
-            # A real key would write over the file of another run.
-            artifact._key_is_virtual = job.key_is_virtual or is_version
-        if not is_version:  # its predecessor is this run's own, and is retired
-            artifact._revises, artifact.uid = None, job.uid or artifact.uid
-        artifact.extra_data = (
-            {EXTRA_DATA_KEY: {"checkpoint": job.callback}} if (job.callback) else None
+            otype=None,
+            suffix=CanonicalSuffix.extract_from_path(file)[0],
+            size=stats["size"],
+            hash=stats["hash"],
+            _hash_type=stats["hash_type"],
+            n_files=stats.get("n_files"),
+            n_observations=None,
+            storage_id=place.id,
+            run=None if job.is_input else run,
+            branch=branch,
+            space=space,
+            schema=None,
+            version_tag=None,
+            revises=revised,
+            _refresh_revises_if_stale=True,
+            # A real key would write over the file of another run, and versions of a folder
+            # would share one place.
+            _key_is_virtual=job.key_is_virtual or revised is not None,
+            _overwrite_versions="n_files" in stats and revised is None,
+            _real_key=None,
         )
         return artifact
 

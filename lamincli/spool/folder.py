@@ -57,7 +57,9 @@ class Spool:
         Raises:
             OSError: The disk is full, or the folder cannot be written. No job was made.
 
-        Durability: the job file is fsynced on return; the data of the pin is not.
+        Durability: survives the death of the process on return, and a power cut once
+            `make_durable` has been called for it. It is not called here: on ext4 it would wait
+            until the whole checkpoint is on the disk.
         """
         with self._adding:
             if self._last is None:
@@ -71,7 +73,7 @@ class Spool:
                     size_bytes, stamp = measure(pin)
                     place = str(pin.relative_to(self.folder)) if self._is_inside(pin) else str(pin)
                     job = replace(job, pin=place, size_bytes=size_bytes, stamp=stamp)
-                self._write(self.ready / f"{number}.json", job)
+                self._write(self.ready / f"{number}.json", job, durable=False)
             except BaseException:
                 if pin is not None:
                     self._remove_pin(pin, number)
@@ -124,6 +126,21 @@ class Spool:
 
     # -- the publisher's side ----------------------------------------------------------------
 
+    def make_durable(self, jobs: dict[str, Job]) -> None:
+        """Let ready jobs and the names of their pins outlive a power cut, once this returns.
+
+        The data of the pins is the file that Lightning wrote, which the system writes to the disk
+        within half a minute; one that was not there yet is told by its size, and parked.
+        """
+        folders = {self.ready, self.pins}
+        for name, job in jobs.items():
+            if job.pin:
+                pin = self.pin_of(job)
+                folders |= {pin.parent, pin.parent.parent}
+            _fsync(self.ready / name)
+        for folder in folders:
+            _fsync(folder)
+
     def recover(self) -> None:
         """Put right what a killed process left. Only the holder of the lock may call this."""
         for name in self.names(self.claimed):
@@ -167,7 +184,7 @@ class Spool:
 
     def note(self, name: str, job: Job) -> None:
         """Write a claimed job anew, with what has been decided about it."""
-        self._write(self.claimed / name, job)
+        self._write(self.claimed / name, job, durable=True)
 
     def release(self, name: str) -> None:
         """Put a claimed job back."""
@@ -254,19 +271,21 @@ class Spool:
         (self.parked / (file.name + _REASON)).write_text(reason + "\n")
         os.replace(file, self.parked / file.name)
 
-    def _write(self, place: Path, job: Job) -> None:
+    def _write(self, place: Path, job: Job, durable: bool) -> None:
         temporary = self.tmp / place.name
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         try:
             with open(handle, "w", encoding="utf-8") as file:
                 file.write(job.to_json())
                 file.flush()
-                os.fsync(handle)
+                if durable:
+                    os.fsync(handle)
             os.replace(temporary, place)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _fsync(place.parent)
+        if durable:
+            _fsync(place.parent)
 
 
 def left_behind() -> dict[Path, int]:
