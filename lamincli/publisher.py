@@ -178,7 +178,7 @@ class Drainer:
             self._wait(error)
             return "waiting"
         self._failures, self.failing_since_s = 0, None
-        self.spool.finish(name, decided)
+        self.spool.finish(name)
         self._races.pop(name, None)
         owner = self._owners.pop(name, None)
         if artifact is not None:
@@ -238,7 +238,7 @@ class Drainer:
                 self._drop(older)
         for older, parked, _ in list(self.spool.parked_jobs()) if self.parked else ():
             if parked is not None and parked.action == "save" and parked.key == job.key:
-                self.spool.drop(older, parked)
+                self.spool.drop(older)
                 self.parked = [entry for entry in self.parked if entry[0] != parked.local_path]
 
     def _make_room(self) -> None:
@@ -257,7 +257,8 @@ class Drainer:
                 console.warn(f"the spool is full: {job.local_path} is not published")
 
     def _drop(self, name: str) -> None:
-        self.spool.drop(name, self._queue.pop(name))
+        del self._queue[name]
+        self.spool.drop(name)
         self._owners.pop(name, None)
 
 

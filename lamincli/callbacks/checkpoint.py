@@ -287,7 +287,7 @@ class Checkpoint(ll.Checkpoint):
             run=self._uid_of_run(),
             instance=instance.slug,
             instance_id=instance._id.hex,
-            at=datetime.now(timezone.utc).isoformat(),
+            at=datetime.now(timezone.utc).isoformat(timespec="microseconds"),
             uid=f"{base62(16)}0000",
             kind=kind,
             key=self.resolve_artifact_key(trainer=trainer, filepath=filepath, kind=kind),

@@ -12,6 +12,7 @@ from typing import Any
 
 import lamindb as ln
 from django.db import connections, transaction
+from django.db.models import Q
 from lamindb.base.types import RUN_STATUS_TO_CODE
 from lamindb.models._is_versioned import create_uid
 from lamindb.models._lineage import track_run_inputs
@@ -28,6 +29,8 @@ from lamincli.spool.folder import measure
 
 EXTRA_DATA_KEY = "lamin_train"
 """Where runs and artifacts keep what only this package knows, in their `extra_data`."""
+
+_FLAGS = ("is_last_model", "is_best_model")
 
 
 class LaminRegistry:
@@ -46,10 +49,11 @@ class LaminRegistry:
     def save(self, job: Job, file: Path | None, note: Callable[[Job], None]) -> Any:
         """Make a file the artifact of the job's key; see `Registry.save`."""
         run = self._run(job.run)
-        artifact = ln.Artifact.objects.filter(uid=job.uid).first() if job.uid else None
         if file is not None:
             _check_content(job, file)
-        others = list(ln.Artifact.objects.filter(key=job.key).exclude(branch_id=-1))
+        found = ln.Artifact.objects.filter(Q(uid=job.uid) | Q(key=job.key))
+        others = list(found.exclude(branch_id=-1).select_related("storage"))
+        artifact = next((other for other in others if other.uid == job.uid), None)
         own = [other for other in others if _run_id(other, job) == (run and run.id)]
         if artifact is not None and artifact in own:  # an earlier attempt has come so far
             self._retire([old for old in own if old != artifact], job, note)
@@ -60,6 +64,7 @@ class LaminRegistry:
         artifact = self._new(job, file, run, revised)
         twin = next((a for a in others if _is_twin(a, artifact)), None)
         if twin is not None:
+            twin.extra_data = artifact.extra_data
             return self._with_place(self._adopt_twin(twin, job, run))
         if artifact.uid != job.uid:
             if job.uid:
@@ -131,7 +136,8 @@ class LaminRegistry:
         else:
             artifact = self._new_row(job, file, run, revised)
         if job.callback:
-            artifact.extra_data = {EXTRA_DATA_KEY: {"checkpoint": job.callback}}
+            about = {"checkpoint": job.callback, "saved_at": job.at}
+            artifact.extra_data = {EXTRA_DATA_KEY: about}
         return artifact
 
     def _new_row(self, job: Job, file: Path, run: Any, revised: Any) -> Any:
@@ -164,7 +170,7 @@ class LaminRegistry:
             _hash_type=stats["hash_type"],
             n_files=stats.get("n_files"),
             n_observations=None,
-            storage_id=place.id,
+            storage=place,
             run=None if job.is_input else run,
             branch=branch,
             space=space,
@@ -185,14 +191,13 @@ class LaminRegistry:
         if job.is_input:
             if run is not None:
                 twin.run = None
-                twin.save()
                 track_run_inputs(twin, is_run_input=True, run=run)
         elif run is not None and twin.run_id != run.id:
             twin.recreating_runs.add(run)
             return twin  # of another run, which keeps its values
-        features = self._fitting(job)
         with transaction.atomic():
-            values.unlink(twin, features)
+            twin.save()
+            values.unlink(twin, self._fitting(job))
             self._annotate_artifact(twin, job, run)
         return twin
 
@@ -230,18 +235,21 @@ class LaminRegistry:
         model_rank, score = by_name.get("model_rank"), by_name.get("score")
         if model_rank is not None and score is None:
             del features[model_rank]
-        self._link(artifact, features, run)
-        if not by_name:
-            return
         members = ln.Artifact.objects.filter(
             **{f"extra_data__{EXTRA_DATA_KEY}__checkpoint": job.callback},
             run_id=run and run.id,
             key__startswith=job.key.rpartition("/")[0],
         ).values("id")
-        if "is_last_model" in by_name:
-            values.clear_flag(by_name["is_last_model"], members, artifact.id, run)
-        if "is_best_model" in by_name and job.is_best:
-            values.clear_flag(by_name["is_best_model"], members, artifact.id, run)
+        flags = [by_name[name] for name in _FLAGS if features.get(by_name.get(name)) is True]
+        if flags:
+            # A job that was set aside for a while comes after younger ones, whose flags hold.
+            later = members.filter(**{f"extra_data__{EXTRA_DATA_KEY}__saved_at__gt": job.at})
+            for flag in flags if later.exists() else ():
+                features[flag] = not values.is_flagged(flag, later)
+        self._link(artifact, features, run)
+        for flag in flags:
+            if features[flag]:
+                values.clear_flag(flag, members, artifact.id, run)
         if model_rank is not None and score is not None:
             values.rank(score, model_rank, members, job.mode, run)
 

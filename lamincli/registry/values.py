@@ -9,7 +9,7 @@ from datetime import date, datetime
 from typing import Any, cast
 
 import lamindb as ln
-from django.db import connection, transaction
+from django.db import connection
 from django.db.models import Q
 from lamindb.models import ArtifactJsonValue, JsonValue
 from lamindb_setup.core.hashing import hash_dict, hash_string
@@ -96,6 +96,13 @@ def unlink(artifact: Any, features: Iterable[Any]) -> None:
     ).delete()
 
 
+def is_flagged(feature: Any, members: Any) -> bool:
+    """Tell whether a flag is true for any artifact of a query."""
+    links = ArtifactJsonValue.objects.filter(artifact_id__in=members)
+    found: bool = links.filter(jsonvalue__feature_id=feature.id, jsonvalue__value=True).exists()
+    return found
+
+
 def clear_flag(feature: Any, members: Any, besides: int, run: Any) -> None:
     """Turn a flag that is true into false, for all artifacts of a query but one."""
     true, false = json_values([(feature, True), (feature, False)], run)
@@ -141,7 +148,7 @@ def rank(score: Any, model_rank: Any, members: Any, mode: str, run: Any) -> None
         WHERE link.artifact_id = ranked.artifact_id AND link.jsonvalue_id <> ranked.value_id
             AND link.jsonvalue_id IN (SELECT id FROM {values} WHERE feature_id = %s)
     """  # noqa: S608  no value of a user is in the text
-    with transaction.atomic(), connection.cursor() as cursor:
+    with connection.cursor() as cursor:
         cursor.execute(statement, [score.id, *parameters, model_rank.id, model_rank.id])
 
 

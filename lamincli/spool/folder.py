@@ -17,6 +17,7 @@ from lamincli.spool.lock import ProcessLock
 
 _JOB_NAME = re.compile(r"\d{8,}\.json")
 _REASON = ".reason.txt"
+_BESIDE = "beside"
 _CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
@@ -66,7 +67,6 @@ class Spool:
                 self._open()
             assert self._last is not None
             number = f"{self._last + 1:08d}"
-            pin = None
             try:
                 if file is not None:
                     pin = self._pin(number, file, content)
@@ -75,8 +75,7 @@ class Spool:
                     job = replace(job, pin=place, size_bytes=size_bytes, stamp=stamp)
                 self._write(self.ready / f"{number}.json", job, durable=False)
             except BaseException:
-                if pin is not None:
-                    self._remove_pin(pin, number)
+                self._remove_pin(number)
                 raise
             self._last += 1
             return f"{number}.json", job
@@ -105,16 +104,16 @@ class Spool:
         except OSError as error:
             if error.errno not in _CANNOT_LINK:
                 raise
-        _remove(pin.parent)
+        _remove(pin)
         # Another file system: beside the checkpoint a link is possible, where links are at all.
         beside = source.parent / index.FOLDER_NAME / f"{self.folder.name}-{number}" / file.name
         try:
+            (pin.parent / _BESIDE).symlink_to(beside.parent)  # found again after a crash
             beside.parent.mkdir(parents=True, exist_ok=True)
             _link(source, beside)
             return beside
         except OSError as error:
-            _remove(beside.parent)
-            _rmdir(beside.parent.parent)
+            self._remove_pin(number)
             if error.errno not in _CANNOT_LINK:
                 raise
         pin.parent.mkdir(exist_ok=True)
@@ -151,7 +150,7 @@ class Spool:
         with_a_job = {name.split(".")[0] for name in jobs}
         for number in _listdir(self.pins):
             if number not in with_a_job:
-                _remove(self.pins / number)
+                self._remove_pin(number)
         for name in _listdir(self.ready):
             if not _JOB_NAME.fullmatch(name):
                 self._park(self.ready / name, "it is no job file: its name is none of a job")
@@ -190,17 +189,17 @@ class Spool:
         """Put a claimed job back."""
         os.replace(self.claimed / name, self.ready / name)
 
-    def finish(self, name: str, job: Job) -> None:
+    def finish(self, name: str) -> None:
         """Forget a claimed job that is done, and its pin."""
         (self.claimed / name).unlink(missing_ok=True)
-        self.drop_pin(name, job)
+        self._remove_pin(name.split(".")[0])
 
-    def drop(self, name: str, job: Job) -> None:
+    def drop(self, name: str) -> None:
         """Forget a ready or parked job that is not wanted any more, and its pin."""
         (self.ready / name).unlink(missing_ok=True)
         (self.parked / name).unlink(missing_ok=True)
         (self.parked / (name + _REASON)).unlink(missing_ok=True)
-        self.drop_pin(name, job)
+        self._remove_pin(name.split(".")[0])
 
     def park(self, name: str, reason: str) -> None:
         """Put a claimed job aside, with the reason, so that it blocks no other."""
@@ -242,7 +241,8 @@ class Spool:
         self.lock.release()
         if empty:
             with self._adding:
-                for folder in (self.ready, self.claimed, self.parked, self.pins, self.tmp):
+                # Last the one by which `sync` knows a spool.
+                for folder in (self.claimed, self.parked, self.pins, self.tmp, self.ready):
                     _rmdir(folder)
                 _rmdir(self.folder)
                 _rmdir(self.folder.parent)
@@ -253,15 +253,13 @@ class Spool:
         """Return the file or folder that a job publishes."""
         return self.folder / job.pin
 
-    def drop_pin(self, name: str, job: Job) -> None:
-        """Remove the pin of a job."""
-        if job.pin:
-            self._remove_pin(self.pin_of(job), name.split(".")[0])
-
-    def _remove_pin(self, pin: Path, number: str) -> None:
-        _remove(pin.parent)
-        if not self._is_inside(pin):
-            _rmdir(pin.parent.parent)
+    def _remove_pin(self, number: str) -> None:
+        place = self.pins / number
+        if (place / _BESIDE).is_symlink():
+            beside = Path(os.readlink(place / _BESIDE))
+            _remove(beside)
+            _rmdir(beside.parent)
+        _remove(place)
 
     def _is_inside(self, pin: Path) -> bool:
         return pin.is_relative_to(self.folder)

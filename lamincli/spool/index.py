@@ -53,8 +53,12 @@ def spools_below(folder: Path) -> Iterator[Path]:
         return
     for place, folders, _ in os.walk(folder):
         if Path(place).name == FOLDER_NAME:
-            yield from (Path(place) / name for name in sorted(folders))
+            spools = [Path(place) / name for name in sorted(folders)]
             folders.clear()
+            yield from (spool for spool in spools if (spool / "ready").is_dir())
+            for empty in (*spools, Path(place)):  # left by a process that was killed just then
+                with contextlib.suppress(OSError):
+                    empty.rmdir()
 
 
 def _link(spool: Path) -> Path:
