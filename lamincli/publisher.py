@@ -99,6 +99,7 @@ class Drainer:
         """Take over what an earlier process left in the spool."""
         self.spool.recover()
         self._queue.clear()
+        self._arrived.clear()
         for name in self.spool.names():
             if (job := self.spool.read(name)) is not None:
                 self._queue[name] = job

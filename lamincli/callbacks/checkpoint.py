@@ -98,6 +98,7 @@ class Checkpoint(ll.Checkpoint):
     _publisher: Publisher | None = None
     _completion: Completion | None = None
     _feature_uids: dict[str, str] | None = None
+    _storage_uid: str = ""
     _are_run_features_spooled: bool = False
 
     def __init__(
@@ -168,6 +169,7 @@ class Checkpoint(ll.Checkpoint):
             self._features_of_run = self._run_uid
             if trainer.is_global_zero:
                 self._feature_uids = self._look_up_features()
+                self._storage_uid = _default_storage()
         if trainer.is_global_zero:
             self._completion = self._completion or Completion()
             self._completion.watch(trainer.strategy.checkpoint_io)
@@ -288,6 +290,7 @@ class Checkpoint(ll.Checkpoint):
             instance=instance.slug,
             instance_id=instance._id.hex,
             at=datetime.now(timezone.utc).isoformat(timespec="microseconds"),
+            storage=self._storage_uid,
             uid=f"{base62(16)}0000",
             kind=kind,
             key=self.resolve_artifact_key(trainer=trainer, filepath=filepath, kind=kind),
@@ -545,6 +548,12 @@ class Checkpoint(ll.Checkpoint):
         """Leave behind what belongs to this process, for strategies that spawn the ranks."""
         ours: dict[str, Any] = {"_publisher": None, "_completion": None, "_due_calls": deque()}
         return self.__dict__ | ours
+
+
+def _default_storage() -> str:
+    instance = ln.setup.settings.instance
+    is_local = instance.keep_artifacts_local and instance._local_storage is not None
+    return str((instance.local_storage if is_local else instance.storage).uid)
 
 
 def _spool_root(trainer: pl.Trainer) -> Path:

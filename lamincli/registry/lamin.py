@@ -45,6 +45,7 @@ class LaminRegistry:
     def __init__(self) -> None:
         self._runs: dict[str, Any] = {}
         self._features: dict[str, Any] = {}
+        self._storages: dict[str, Any] = {}
 
     def save(self, job: Job, file: Path | None, note: Callable[[Job], None]) -> Any:
         """Make a file the artifact of the job's key; see `Registry.save`."""
@@ -120,6 +121,12 @@ class LaminRegistry:
             self._runs[uid] = ln.Run.objects.select_related("branch", "space").get(uid=uid)
         return self._runs.get(uid)
 
+    def _storage(self, uid: str) -> Any:
+        if uid not in self._storages:
+            default = ln.setup.settings.instance.storage
+            self._storages[uid] = ln.Storage.objects.get(uid=uid) if uid else default.record
+        return self._storages[uid]
+
     def _new(self, job: Job, file: Path | None, run: Any, revised: Any) -> Any:
         """Make the artifact object as lamindb does, without storing or saving it."""
         if file is None:
@@ -147,13 +154,12 @@ class LaminRegistry:
         its data frames; it reads the file at once; and a spool that lies within the storage it
         takes for the place of the artifact.
         """
-        settings = ln.setup.settings.instance
-        is_local = settings.keep_artifacts_local and settings._local_storage is not None
-        place = settings.local_storage.record if is_local else settings.storage.record
+        place = self._storage(job.storage)
         branch = run.branch if run is not None else get_current_branch()
         space = run.space if run is not None else place.space
         if space.id != place.space_id:
-            stores = ln.Storage.objects.filter(space=space, instance_uid=settings.uid)
+            instance = ln.setup.settings.instance.uid
+            stores = ln.Storage.objects.filter(space=space, instance_uid=instance)
             place = stores.order_by("id").first() or place
         stats = storage.describe(file)
         artifact = ln.Artifact.__new__(ln.Artifact)

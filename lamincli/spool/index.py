@@ -55,7 +55,7 @@ def spools_below(folder: Path) -> Iterator[Path]:
         if Path(place).name == FOLDER_NAME:
             spools = [Path(place) / name for name in sorted(folders)]
             folders.clear()
-            yield from (spool for spool in spools if (spool / "ready").is_dir())
+            yield from (s for s in spools if (s / "ready").is_dir() or (s / "lock").exists())
             for empty in (*spools, Path(place)):  # left by a process that was killed just then
                 with contextlib.suppress(OSError):
                     empty.rmdir()

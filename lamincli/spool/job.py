@@ -24,6 +24,7 @@ class Job:
         instance: The LaminDB instance, owner/name.
         instance_id: Its id, in hexadecimal.
         at: When the job was made, ISO 8601 in UTC.
+        storage: Uid of the storage in which artifacts are put; empty for the default one.
         uid: Uid of the artifact to be, so that publishing twice makes one artifact.
         kind: ``checkpoint``, ``config`` or ``hparams``.
         key: Key of the artifact.
@@ -49,6 +50,7 @@ class Job:
     instance: str
     instance_id: str
     at: str
+    storage: str = ""
     uid: str = ""
     kind: str = "checkpoint"
     key: str = ""

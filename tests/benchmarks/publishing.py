@@ -224,6 +224,11 @@ def connect(work: str) -> None:
     from lamincli.instance import connect as connect_instance
 
     connect_instance(os.environ.get("BENCHMARK_INSTANCE", "./lamindb"))
+    if root := os.environ.get("BENCHMARK_STORAGE"):
+        import lamindb as ln
+
+        ln.Storage(root=root).save()
+        ln.settings.storage = root
 
 
 def run(work: str, way: str, rounds: int, environment: dict[str, str]) -> dict[str, Any]:

@@ -1,63 +1,31 @@
 """On a real PostgreSQL server: what SQLite forgives, it does not."""
 
 import os
-import shutil
-import socket
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
+from servers import Postgres, create_instance, postgres_binary
 
 FIT = ["fit", "--model=tests_models.TinyModel", "--data=tests_models.TinyData",
        "--trainer.max_epochs=1", "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]  # fmt: skip
 
 
-def server_binary(name):
-    found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
-    return str(found[-1]) if found else shutil.which(name)
-
-
 @pytest.fixture(scope="module")
 def server():
-    """Start a server of our own on a free port of the loopback; yields its URL."""
-    if server_binary("initdb") is None:
+    if postgres_binary("initdb") is None:
         pytest.skip("PostgreSQL's server is not installed (Debian: apt-get install postgresql)")
-    folder = Path(tempfile.mkdtemp(prefix="lamin-train-postgres-"))
-    as_user = []
-    if os.getuid() == 0:  # the server refuses to run as root
-        as_user = ["runuser", "-u", "postgres", "--"]
-        shutil.chown(folder, "postgres")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-
-    def run(*words):
-        subprocess.run([*as_user, *words], check=True, capture_output=True, cwd="/")
-
-    data = str(folder / "data")
-    run(server_binary("initdb"), "-D", data, "-U", "lamin", "--auth=trust")
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -k {folder} -c fsync=off"
-    run(
-        server_binary("pg_ctl"), "-D", data, "-o", options, "-l", str(folder / "log"), "-w", "start"
-    )
-    yield f"postgresql://lamin:pw@127.0.0.1:{port}"
-    run(server_binary("pg_ctl"), "-D", data, "-m", "immediate", "stop")
-    shutil.rmtree(folder)
+    server = Postgres()
+    yield server
+    server.close()
 
 
 @pytest.fixture
 def instance(server, project, request):
     """Create a fresh database and connect the project's folder to it."""
     name = request.node.name.replace("[", "_").replace("]", "").lower()[:40]
-    psql = [server_binary("psql"), f"{server}/postgres", "-c", f'CREATE DATABASE "{name}"']
-    subprocess.run(psql, check=True, capture_output=True)
-    code = (
-        f"import lamindb_setup as s; s.init(storage='store', name='{name}', db='{server}/{name}')"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    create_instance(name, "store", server.create_database(name))
 
 
 def test_run_with_a_long_command_line(instance, shell, record):
@@ -130,8 +98,7 @@ def test_connection_that_is_lost_while_training(instance, shell, record, project
 
 def test_database_that_is_down_at_the_start(server, instance, shell, project):
     settings = next((Path(os.environ["HOME"]) / ".lamin").glob("*down_at_the_start*.env"))
-    port = server.rsplit(":", 1)[1]
-    settings.write_text(settings.read_text().replace(f":{port}/", ":1/"))
+    settings.write_text(settings.read_text().replace(f":{server.port}/", ":1/"))
     done = shell(*FIT)
     assert done.returncode == 2, done.stderr
     assert "cannot be reached" in done.stderr

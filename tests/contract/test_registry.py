@@ -1,0 +1,361 @@
+"""What every registry keeps: in memory, in SQLite, and in PostgreSQL."""
+
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from types import SimpleNamespace
+from uuid import uuid4
+
+import pytest
+from registries import MemoryRegistry
+from servers import Postgres, create_instance, postgres_binary
+
+from lamincli.errors import ContentChangedError
+from lamincli.registry.base import Registry
+from lamincli.spool import Job
+from lamincli.spool.folder import measure
+
+BEGAN = datetime(2026, 1, 1, tzinfo=timezone.utc)
+
+
+@pytest.fixture(scope="module")
+def postgres():
+    if postgres_binary("initdb") is None:
+        pytest.skip("PostgreSQL's server is not installed (Debian: apt-get install postgresql)")
+    server = Postgres()
+    yield server
+    server.close()
+
+
+class Memory:
+    """What the tests ask of a registry, answered by the one in memory."""
+
+    def __init__(self):
+        self.registry: Registry = MemoryRegistry()
+        self.runs = ["RUN-A", "RUN-B"]
+        self.features = {}
+
+    def artifacts(self, key):
+        entries = [e for e in self.registry.entries if e.key == key]
+        return [SimpleNamespace(uid=e.uid, run=e.run, content=e.content) for e in entries]
+
+    def values(self, key):
+        return {}
+
+
+class Lamin:
+    """The same, answered by LaminDB."""
+
+    def __init__(self, ln):
+        from lamincli import save_lightning_features
+        from lamincli.registry.lamin import LaminRegistry
+
+        self.ln = ln
+        ln.settings.verbosity = "error"
+        save_lightning_features()
+        source = uuid4().hex
+        transform = ln.Transform(key=source, source_code=source, kind="function").save()
+        self.runs = [ln.Run(transform=transform).save().uid for _ in range(2)]
+        self.registry: Registry = LaminRegistry()
+        found = ln.Feature.filter(type__name="lamindb.lightning")
+        self.features = {feature.name: feature.uid for feature in found}
+
+    def artifacts(self, key):
+        return [
+            SimpleNamespace(
+                uid=a.uid,
+                run=a.run and a.run.uid,
+                content=Path(a.path).read_bytes() if a.n_files is None else None,
+                row=a,
+            )
+            for a in self.ln.Artifact.objects.filter(key=key).order_by("id")
+        ]
+
+    def values(self, key):
+        (artifact,) = self.ln.Artifact.objects.filter(key=key)
+        links = artifact.links_jsonvalue.select_related("jsonvalue__feature")
+        return {link.jsonvalue.feature.name: link.jsonvalue.value for link in links}
+
+
+@pytest.fixture(scope="module")
+def distant(postgres, tmp_path_factory):
+    """Create an instance in PostgreSQL, for all tests."""
+    name = f"contract-{uuid4().hex[:8]}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("contract"))
+        create_instance(name, "store", postgres.create_database(name))
+    return f"anonymous/{name}"
+
+
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
+def lab(request):
+    if request.param == "memory":
+        yield Memory()
+    elif request.param == "sqlite":
+        yield Lamin(request.getfixturevalue("ln"))
+    else:
+        distant, near = map(request.getfixturevalue, ("distant", "_instance"))
+        from lamincli.instance import connect
+
+        connect(distant)
+        import lamindb as ln
+        from django.db import connections
+
+        yield Lamin(ln)
+        connections.close_all()
+        connect(near)
+
+
+of_lamindb = pytest.mark.parametrize("lab", ["sqlite", "postgres"], indirect=True)
+
+
+@pytest.fixture
+def save(lab, tmp_path):
+    """Save a file under a key, as the publisher would."""
+    numbers = iter(range(1000))
+
+    def run(key, content=b"weights", run=0, callback="C", note=lambda job: None, again=0, **about):
+        number = next(numbers)
+        file = tmp_path / "pins" / str(number) / Path(key).name
+        file.parent.mkdir(parents=True)
+        if isinstance(content, dict):
+            file.mkdir()
+            for name, data in content.items():
+                (file / name).write_bytes(data)
+        else:
+            file.write_bytes(content)
+        size, stamp = measure(file)
+        features = {
+            lab.features[n]: v for n, v in about.pop("features", {}).items() if lab.features
+        }
+        job = Job(
+            "save", lab.runs[run], "me/here", "ab", (BEGAN + timedelta(seconds=number)).isoformat(timespec="microseconds"),
+            uid=f"{uuid4().hex[:16]}0000", key=key, description="model checkpoint",
+            artifact_kind="model", local_path=str(file), pin=str(file), size_bytes=size, stamp=stamp,
+            callback=callback, features=features,
+        )  # fmt: skip
+        job = replace(job, **about)
+        for _ in range(again + 1):
+            artifact = lab.registry.save(job, file, note)
+        return job, artifact
+
+    return run
+
+
+def key():
+    return f"{uuid4().hex}/checkpoints/a.ckpt"
+
+
+def test_saving_twice_makes_one_artifact(lab, save):
+    name = key()
+    job, _ = save(name, again=1)
+    (artifact,) = lab.artifacts(name)
+    assert (artifact.uid, artifact.run, artifact.content) == (job.uid, lab.runs[0], b"weights")
+
+
+def test_the_own_key_is_replaced(lab, save):
+    name = key()
+    save(name, b"old")
+    job, _ = save(name, b"new")
+    (artifact,) = lab.artifacts(name)
+    assert (artifact.uid, artifact.content) == (job.uid, b"new")
+
+
+def test_key_of_another_run_is_left_alone(lab, save):
+    name = key()
+    save(name, b"theirs", run=1)
+    save(name, b"ours", again=1)
+    assert [(a.run, a.content) for a in lab.artifacts(name)] == [
+        (lab.runs[1], b"theirs"),
+        (lab.runs[0], b"ours"),
+    ]
+    save(name, b"ours, newer")
+    assert [a.content for a in lab.artifacts(name)] == [b"theirs", b"ours, newer"]
+
+
+def test_removing_takes_the_artifact_of_this_run_only(lab, save):
+    name = key()
+    save(name, b"theirs", run=1)
+    job, _ = save(name, b"ours")
+    removal = replace(job, action="remove", uid="")
+    assert lab.registry.remove(removal, lambda job: None) is not None
+    assert lab.registry.remove(removal, lambda job: None) is None
+    assert [a.content for a in lab.artifacts(name)] == [b"theirs"]
+
+
+@of_lamindb
+def test_folder_is_one_artifact(lab, save):
+    name = key()
+    save(name, {"rank0": b"00", "rank1": b"11"}, again=1)
+    (artifact,) = lab.artifacts(name)
+    row = artifact.row
+    assert (row.n_files, row.size, row._hash_type) == (2, 4, "md5-d")
+    assert (Path(row.path) / "rank1").read_bytes() == b"11"
+    save(name, {"rank0": b"22"}, run=1)
+    first, second = lab.artifacts(name)
+    assert (Path(first.row.path) / "rank0").read_bytes() == b"00", "versions do not share a place"
+    assert (Path(second.row.path) / "rank0").read_bytes() == b"22"
+
+
+def test_hashes_are_those_of_lamindb(tmp_path):
+    from lamindb_setup.core.hashing import hash_dir, hash_file
+
+    from lamincli.registry.storage import describe
+
+    big = tmp_path / "big"
+    big.write_bytes(bytes(range(256)) * (256 * 1024))  # 64 MiB: parts of it are hashed
+    assert tuple(describe(big).values()) == hash_file(big)
+    (tmp_path / "d" / "e").mkdir(parents=True)
+    (tmp_path / "d" / "e" / "f").write_bytes(b"1")
+    (tmp_path / "d" / "g").write_bytes(b"22")
+    size, digest, kind, number = hash_dir(tmp_path / "d")
+    assert describe(tmp_path / "d") == {
+        "size": size, "hash": digest, "hash_type": kind, "n_files": number
+    }  # fmt: skip
+
+
+@of_lamindb
+def test_only_name_of_a_file_is_linked_into_the_storage(lab, save):
+    """Lightning has removed its own: the pin alone is left, and nobody can write over it."""
+    name = key()
+    job, _ = save(name)
+    (artifact,) = lab.artifacts(name)
+    assert Path(artifact.row.path).samefile(job.pin)
+
+
+@of_lamindb
+def test_file_that_lightning_keeps_is_not_shared(lab, save, tmp_path, monkeypatch):
+    from lamincli.registry import storage
+
+    kept = tmp_path / "kept.ckpt"
+    describe = storage.describe
+
+    def describe_and_link(path):
+        if not kept.exists():
+            kept.hardlink_to(path)
+        return describe(path)
+
+    monkeypatch.setattr(storage, "describe", describe_and_link)
+    name = key()
+    save(name, b"as saved")
+    kept.write_bytes(b"written over")
+    (artifact,) = lab.artifacts(name)
+    assert artifact.content == b"as saved"
+
+
+@of_lamindb
+def test_file_that_was_written_over_is_refused(lab, save, monkeypatch):
+    from lamincli.registry import storage
+
+    store = storage.store
+
+    def store_while_somebody_writes(source, target):
+        store(source, target)
+        source.write_bytes(b"other weights")
+
+    monkeypatch.setattr(storage, "store", store_while_somebody_writes)
+    name = key()
+    with pytest.raises(ContentChangedError, match="is not what was saved: it had 7 bytes then"):
+        save(name)
+    assert lab.artifacts(name) == []
+
+
+def ranks_and_flags(lab, names):
+    found = [lab.values(name) for name in names]
+    return [(v.get("model_rank"), v["is_best_model"], v["is_last_model"]) for v in found]
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+@of_lamindb
+def test_flags_and_ranks(lab, save, mode):
+    prefix = uuid4().hex
+    scores = [3.0, 1.0, 1.0, 2.0, 1e-7, 12345.678]
+    best = None
+    names = []
+    for number, score in enumerate(scores):
+        is_best = best is None or (score < best if mode == "min" else score > best)
+        best = score if is_best else best
+        names.append(f"{prefix}/checkpoints/{number}.ckpt")
+        values = {"score": score, "model_rank": 0, "is_best_model": is_best, "is_last_model": True}
+        save(names[-1], str(number).encode(), is_best=is_best, mode=mode, features=values)
+    order = sorted(range(6), key=lambda i: (scores[i] if mode == "min" else -scores[i], i))
+    wanted = [(order.index(i), i == order[0], i == 5) for i in range(6)]
+    assert ranks_and_flags(lab, names) == wanted
+
+
+@of_lamindb
+def test_callbacks_do_not_disturb_each_other(lab, save):
+    """F21: lamindb's class ranks and flags all checkpoints of a prefix together."""
+    prefix = uuid4().hex
+    names = []
+    for number, callback in enumerate("ABAB"):
+        names.append(f"{prefix}/checkpoints/{number}.ckpt")
+        values = {
+            "score": float(number),
+            "model_rank": 0,
+            "is_best_model": number < 2,
+            "is_last_model": True,
+        }
+        save(names[-1], str(number).encode(), callback=callback, is_best=number < 2, features=values)  # fmt: skip
+    assert ranks_and_flags(lab, names) == [
+        (0, True, False), (0, True, False), (1, False, True), (1, False, True)
+    ]  # fmt: skip
+
+
+@of_lamindb
+def test_flags_reach_no_other_run(lab, save):
+    prefix = uuid4().hex
+    values = {"score": 1.0, "model_rank": 0, "is_best_model": True, "is_last_model": True}
+    names = [f"{prefix}/checkpoints/{n}.ckpt" for n in "ab"]
+    save(names[0], b"a", run=1, is_best=True, features=values)
+    save(names[1], b"b", run=0, is_best=True, features=values)
+    assert ranks_and_flags(lab, names) == [(0, True, True)] * 2
+
+
+@of_lamindb
+def test_checkpoint_that_was_set_aside_for_a_while_takes_no_flags(lab, save):
+    prefix = uuid4().hex
+    values = {"score": 1.0, "model_rank": 0, "is_best_model": True, "is_last_model": True}
+    names = [f"{prefix}/checkpoints/{n}.ckpt" for n in "ab"]
+    save(names[0], b"a", is_best=True, features=values)
+    early = (BEGAN - timedelta(seconds=9)).isoformat(timespec="microseconds")
+    save(names[1], b"b", is_best=True, features=values | {"score": 2.0}, at=early)
+    assert ranks_and_flags(lab, names) == [(0, True, True), (1, False, False)]
+
+
+@of_lamindb
+def test_statements_do_not_grow_with_the_checkpoints(lab, save):
+    from django.db import connection
+    from django.test.utils import CaptureQueriesContext
+
+    prefix = uuid4().hex
+    costs = []
+    for number in range(60):
+        values = {"score": 1.0 / (number + 1), "model_rank": 0, "is_best_model": True,
+                  "is_last_model": True, "monitor": "loss", "mode": "min"}  # fmt: skip
+        with CaptureQueriesContext(connection) as queries:
+            save(f"{prefix}/checkpoints/{number}.ckpt", str(number).encode(), is_best=True, features=values)  # fmt: skip
+        costs.append(len(queries))
+    assert max(costs[5:]) <= 20, costs
+    assert costs[-1] <= costs[10]
+
+
+@of_lamindb
+def test_value_that_does_not_fit_is_left_out(lab, save, capsys):
+    name = key()
+    save(name, features={"score": "high", "is_last_model": True, "save_weights_only": True})
+    assert lab.values(name) == {"is_last_model": True, "save_weights_only": True}
+    assert "'high' does not fit the type float of the feature score" in capsys.readouterr().err
+
+
+@of_lamindb
+def test_run_is_annotated_and_closed(lab, save):
+    job, _ = save(key())
+    features = {lab.features["max_epochs"]: 3, lab.features["precision"]: "32-true"}
+    for _ in range(2):
+        lab.registry.annotate(replace(job, action="annotate", features=features))
+        lab.registry.close_run(replace(job, action="close", status="errored"))
+    run = lab.ln.Run.get(uid=lab.runs[0])
+    assert (run.status, run.finished_at.isoformat(timespec="microseconds")) == ("errored", job.at)
+    values = [v.value for v in run.json_values.order_by("id")]
+    assert sorted(map(str, values)) == ["3", "32-true"]

@@ -1,0 +1,270 @@
+"""Real servers of our own on the loopback: PostgreSQL, S3 (moto), and the faults between."""
+
+import argparse
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from pathlib import Path
+
+S3_ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": "testing",
+    "AWS_SECRET_ACCESS_KEY": "testing",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(port: int, process: subprocess.Popen | None = None, timeout_s: float = 60) -> None:
+    until_s = time.monotonic() + timeout_s
+    while time.monotonic() < until_s:
+        if process is not None and process.poll() is not None:
+            raise RuntimeError(f"the server ended with code {process.returncode}")
+        with closing(socket.socket()) as client:
+            if client.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.05)
+    raise TimeoutError(f"nothing listens on port {port}")
+
+
+# -- PostgreSQL -----------------------------------------------------------------------------------
+
+
+def postgres_binary(name: str) -> str | None:
+    found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
+    return str(found[-1]) if found else shutil.which(name)
+
+
+class Postgres:
+    """A server that can be stopped and started again."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="lamin-train-postgres-"))
+        self._as_user: list[str] = []
+        if os.getuid() == 0:  # the server refuses to run as root
+            self._as_user = ["runuser", "-u", "postgres", "--"]
+            shutil.chown(self.folder, "postgres")
+        self.port = free_port()
+        self.url = f"postgresql://lamin:pw@127.0.0.1:{self.port}"
+        self._data = str(self.folder / "data")
+        self._run("initdb", "-D", self._data, "-U", "lamin", "--auth=trust")
+        self.start()
+
+    def _run(self, program: str, *words: str) -> None:
+        command = [*self._as_user, str(postgres_binary(program)), *words]
+        subprocess.run(command, check=True, capture_output=True, cwd="/")
+
+    def start(self) -> None:
+        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -k {self.folder} -c fsync=off"
+        log = str(self.folder / "log")
+        self._run("pg_ctl", "-D", self._data, "-o", options, "-l", log, "-w", "start")
+
+    def stop(self) -> None:
+        self._run("pg_ctl", "-D", self._data, "-m", "immediate", "stop")
+
+    def close(self) -> None:
+        self.stop()
+        shutil.rmtree(self.folder)
+
+    def create_database(self, name: str) -> str:
+        words = [f"{self.url}/postgres", "-c", f'CREATE DATABASE "{name}"']
+        subprocess.run([str(postgres_binary("psql")), *words], check=True, capture_output=True)
+        return f"{self.url}/{name}"
+
+
+# -- S3 -------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def s3_server(
+    fail_every: int = 0, stall_every: int = 0, stall_s: float = 0, cut_every: int = 0
+) -> Iterator[str]:
+    """Start an S3 server with a bucket; yields its URL.
+
+    Args:
+        fail_every: Answer every so many calls with 503 SlowDown.
+        stall_every: Answer every so many calls late.
+        stall_s: How late.
+        cut_every: Close the connection of every so many uploads half-way.
+    """
+    port = free_port()
+    words = [str(port), str(fail_every), str(stall_every), str(stall_s), str(cut_every)]
+    process = subprocess.Popen(
+        [sys.executable, __file__, "s3", *words],
+        env={**os.environ, **S3_ENVIRONMENT},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_for(port, process)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def serve_s3(port: int, fail_every: int, stall_every: int, stall_s: float, cut_every: int) -> None:
+    import logging
+
+    import boto3
+    from moto.server import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import make_server
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    app = DomainDispatcherApplication(create_backend_app)
+    calls, uploads, is_faulty = [0], [0], [False]
+
+    def faulty(environ, start_response):  # type: ignore[no-untyped-def]
+        if not is_faulty[0]:
+            return app(environ, start_response)
+        calls[0] += 1
+        if environ["REQUEST_METHOD"] in ("PUT", "POST"):
+            uploads[0] += 1
+            if cut_every and uploads[0] % cut_every == 0:
+                environ["wsgi.input"].read(1000)
+                environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+                raise ConnectionResetError("cut")
+        if fail_every and calls[0] % fail_every == 0:
+            body = b"<Error><Code>SlowDown</Code><Message>Reduce your rate</Message></Error>"
+            start_response("503 Slow Down", [("Content-Type", "application/xml")])
+            return [body]
+        if stall_every and calls[0] % stall_every == 0:
+            time.sleep(stall_s)
+        return app(environ, start_response)
+
+    server = make_server("127.0.0.1", port, faulty, threaded=True)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}").create_bucket(Bucket="bucket")
+    is_faulty[0] = True
+    thread.join()
+
+
+# -- distance -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def proxy(port: int, latency_s: float) -> Iterator[int]:
+    """Put a server further away: every packet takes so long, in either direction."""
+    own = free_port()
+    process = subprocess.Popen(
+        [sys.executable, __file__, "proxy", str(own), str(port), str(latency_s)]
+    )
+    try:
+        wait_for(own, process)
+        yield own
+    finally:
+        process.kill()
+        process.wait()
+
+
+def serve_proxy(port: int, target: int, latency_s: float) -> None:
+    import asyncio
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        packets: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(maxsize=256)
+        loop = asyncio.get_running_loop()
+
+        async def send() -> None:
+            while True:
+                due, data = await packets.get()
+                if (wait := due - loop.time()) > 0:
+                    await asyncio.sleep(wait)
+                if not data:
+                    writer.close()
+                    return
+                writer.write(data)
+                await writer.drain()
+
+        sending = asyncio.create_task(send())
+        data = b"-"
+        while data:
+            try:
+                data = await reader.read(1 << 18)
+            except ConnectionError:
+                data = b""
+            await packets.put((loop.time() + latency_s, data))
+        with suppress(ConnectionError):
+            await sending
+
+    async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection("127.0.0.1", target)
+        await asyncio.gather(pump(reader, back), pump(there, writer))
+
+    async def serve() -> None:
+        async with await asyncio.start_server(connect, "127.0.0.1", port) as server:
+            await server.serve_forever()
+
+    asyncio.run(serve())
+
+
+# -- instances ------------------------------------------------------------------------------------
+
+
+def create_instance(name: str, storage: str, database: str | None = None) -> None:
+    """Create an instance in a process of its own, and connect the current folder to it."""
+    code = "import sys, lamindb_setup as s; s.init(storage=sys.argv[1], name=sys.argv[2], db=sys.argv[3] or None)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, storage, name, database or ""],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **S3_ENVIRONMENT},
+    )
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+
+
+@contextmanager
+def distant_instance(latency_s: float) -> Iterator[dict[str, str]]:
+    """Yield the environment of an instance whose database and bucket are far away."""
+    postgres = Postgres()
+    home = tempfile.mkdtemp(prefix="lamin-train-distant-")
+    before = {name: os.environ.get(name) for name in ("HOME", *S3_ENVIRONMENT)}
+    os.environ |= {"HOME": home, **S3_ENVIRONMENT}
+    try:
+        with ExitStack() as stack:
+            s3 = stack.enter_context(s3_server())
+            far_database = stack.enter_context(proxy(postgres.port, latency_s))
+            far_s3 = stack.enter_context(proxy(int(s3.rsplit(":", 1)[1]), latency_s))
+            near = postgres.create_database("distant")
+            os.chdir(home)
+            create_instance(
+                "distant", "store", near.replace(f":{postgres.port}/", f":{far_database}/")
+            )
+            yield {
+                **S3_ENVIRONMENT,
+                "LAMIN_SETTINGS_DIR": home,
+                "BENCHMARK_INSTANCE": "anonymous/distant",
+                "BENCHMARK_STORAGE": f"s3://bucket/far?endpoint_url=http://127.0.0.1:{far_s3}",
+            }
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        postgres.close()
+        shutil.rmtree(home, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("what", choices=["s3", "proxy"])
+    parser.add_argument("words", nargs="*")
+    given = parser.parse_args()
+    if given.what == "s3":
+        a, b, c, d, e = given.words
+        serve_s3(int(a), int(b), int(c), float(d), int(e))
+    else:
+        a, b, c = given.words
+        serve_proxy(int(a), int(b), float(c))
