@@ -450,6 +450,7 @@ class Publisher:
             if self._thread.is_alive():
                 return  # a job hangs in an upload; it ends with the process, and is done again
         self._thread, self._is_stopping = None, False
+        atexit.unregister(self._at_exit)
         self.spool.close()
         if not self.left():
             self._of_process.pop(self.spool.folder, None)

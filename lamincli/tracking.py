@@ -84,8 +84,11 @@ class TrackedRun:
             self.log.write(f"{text}\n")
 
     def artifact_uid(self, key: str) -> str | None:
-        """Return the uid of the artifact that this run has under a key."""
-        artifact = ln.Artifact.filter(key=key, run=self.record).first()
+        """Return the uid of the artifact that this run has under a key, if it can be known."""
+        try:
+            artifact = ln.Artifact.filter(key=key, run=self.record).first()
+        except (OperationalError, InterfaceError):
+            return None
         return str(artifact.uid) if artifact else None
 
     def use_file(self, path: str) -> None:
@@ -326,7 +329,10 @@ def save_left_log(uid: str) -> None:
     """Give a run that ended while the database was away its log, which is here still."""
     run = ln.Run.objects.get(uid=uid)
     if run.finished_at is not None and _log_path(uid).exists():
-        _save_report(run)
+        try:
+            _save_report(run)
+        except OSError as error:
+            console.warn(f"run {uid} could not be given its log: {first_line(error)}")
 
 
 def _leave_context() -> None:

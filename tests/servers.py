@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -66,16 +67,26 @@ class Postgres:
         command = [*self._as_user, str(postgres_binary(program)), *words]
         subprocess.run(command, check=True, capture_output=True, cwd="/")
 
-    def start(self) -> None:
+    def _words(self, what: str) -> list[str]:
+        if what == "stop":
+            return ["-D", self._data, "-m", "immediate", "stop"]
         options = f"-p {self.port} -c listen_addresses=127.0.0.1 -k {self.folder} -c fsync=off"
-        log = str(self.folder / "log")
-        self._run("pg_ctl", "-D", self._data, "-o", options, "-l", log, "-w", "start")
+        return ["-D", self._data, "-o", options, "-l", str(self.folder / "log"), "-w", "start"]
+
+    def command(self, what: str) -> str:
+        """Return the command of a shell that starts or stops the server."""
+        words = [*self._as_user, str(postgres_binary("pg_ctl")), *self._words(what)]
+        return f"{shlex.join(words)} > /dev/null 2>&1"
+
+    def start(self) -> None:
+        self._run("pg_ctl", *self._words("start"))
 
     def stop(self) -> None:
-        self._run("pg_ctl", "-D", self._data, "-m", "immediate", "stop")
+        self._run("pg_ctl", *self._words("stop"))
 
     def close(self) -> None:
-        self.stop()
+        with suppress(subprocess.CalledProcessError):  # it is stopped
+            self.stop()
         shutil.rmtree(self.folder)
 
     def create_database(self, name: str) -> str:

@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 import sys
+from io import BufferedWriter
 from pathlib import Path
 from typing import Any
 
@@ -122,17 +123,20 @@ def _copy(source: str | Path, target: str | Path) -> None:
     if _clone(Path(source), Path(target)):
         return
     block = memoryview(bytearray(_BLOCK_BYTES))
-    with open(source, "rb", buffering=0) as read, open(target, "wb", buffering=0) as written:
+    # Buffered, for an unbuffered write may write a part and say so when the disk is nearly full.
+    with open(source, "rb", buffering=0) as read, open(target, "wb") as written:
         done = 0
         while size := read.readinto(block):
             written.write(block[:size])
             done += size
             if done % _STEP_BYTES < size:
-                _write_out(written.fileno())
-        _write_out(written.fileno())
+                _write_out(written)
+        _write_out(written)
 
 
-def _write_out(handle: int) -> None:
+def _write_out(file: BufferedWriter) -> None:
+    file.flush()
+    handle = file.fileno()
     os.fsync(handle)
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
