@@ -131,7 +131,7 @@ class LaminRegistry:
         """Make the artifact object as lamindb does, without storing or saving it."""
         if file is None:
             artifact = ln.Artifact(
-                job.local_path,
+                _registered(job.local_path),
                 key=job.key,
                 description=job.description,
                 kind=job.artifact_kind,
@@ -318,6 +318,24 @@ def _place(artifact: Any, uid: str | None = None) -> Any:
         return paths.attempt_accessing_path(artifact, key)[0]
     finally:
         artifact.uid = before
+
+
+def _registered(url: str) -> Any:
+    """Return a remote path within the storage that is registered for it, else the URL.
+
+    The root of a storage may name an endpoint, which the URL that Lightning wrote to does not;
+    lamindb would take it for the path of an unknown storage, and ask the hub.
+    """
+    from lamindb_setup.core import StorageSettings
+
+    roots = {
+        root.partition("?")[0].rstrip("/") + "/": root
+        for root in (ln.Storage.objects.values_list("root", flat=True))
+    }
+    for prefix in sorted(roots, key=len, reverse=True):
+        if url.startswith(prefix):
+            return StorageSettings(roots[prefix]).key_to_filepath(url.removeprefix(prefix))
+    return url
 
 
 def _address(artifact: Any) -> str:
