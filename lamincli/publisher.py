@@ -208,7 +208,7 @@ class Drainer:
             self._warned_s is None or now_s - self._warned_s >= _WARN_EVERY_S
         ):
             self._warned_s = now_s
-            files = len(self.left()) + 1
+            files = len(self._queue) + len(self._arrived)
             console.warn(
                 f"LaminDB cannot be reached: {first_line(error)}; {files} "
                 f"{'job waits' if files == 1 else 'jobs wait'} and will be tried again"

@@ -251,7 +251,9 @@ def distant_instance(latency_s: float) -> Iterator[dict[str, str]]:
             far_database = stack.enter_context(proxy(postgres.port, latency_s))
             far_s3 = stack.enter_context(proxy(int(s3.rsplit(":", 1)[1]), latency_s))
             near = postgres.create_database("distant")
-            os.chdir(home)
+            project = Path(home) / "project"  # lamindb refuses the home directory itself
+            project.mkdir()
+            os.chdir(project)
             create_instance(
                 "distant", "store", near.replace(f":{postgres.port}/", f":{far_database}/")
             )

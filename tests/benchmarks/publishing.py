@@ -124,7 +124,9 @@ def cell(work: str, way: str, seconds: int) -> dict[str, Any]:
         from dvclive.lightning import DVCLiveLogger
 
         subprocess.run(["git", "init", "-q"], check=True)
-        subprocess.run(["dvc", "init", "-q"], check=True)
+        identity = ["-c", "user.name=benchmark", "-c", "user.email=benchmark@localhost"]
+        subprocess.run(["git", *identity, "commit", "-q", "--allow-empty", "-m", "."], check=True)
+        subprocess.run([sys.executable, "-m", "dvc", "init", "-q"], check=True)
         logger = DVCLiveLogger(save_dvc_exp=False, log_model="all", dvcyaml=None)
     plugins = []
     if work == "async" and way != "plain":
@@ -235,7 +237,7 @@ def run(work: str, way: str, rounds: int, environment: dict[str, str]) -> dict[s
     """Measure one cell in a process and a folder of its own."""
     with tempfile.TemporaryDirectory(prefix="lamin-train-benchmark-") as folder:
         command = [sys.executable, os.path.abspath(__file__), "--cell", work, way, str(rounds)]
-        env = {**os.environ, "HOME": folder, **environment}
+        env = {**os.environ, "HOME": folder, "MLFLOW_ALLOW_FILE_STORE": "true", **environment}
         processes = [
             subprocess.Popen(
                 command,
@@ -290,7 +292,7 @@ def main() -> None:
     parser.add_argument("works", nargs="*", metavar="WORK", help=", ".join(WORKS))
     parser.add_argument("--ways", nargs="*", help="only these")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="write the medians there too")
     parser.add_argument("--cell", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.cell:
@@ -316,8 +318,8 @@ def main() -> None:
             if results
         }
         show(work, table[work])
-    if options.json:
-        options.json.write_text(json.dumps(table, indent=1))
+        if options.json:
+            options.json.write_text(json.dumps(table, indent=1))
 
 
 @contextlib.contextmanager

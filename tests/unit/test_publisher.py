@@ -1,0 +1,249 @@
+"""The drainer and its thread, on a registry in memory."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from registries import MemoryRegistry
+
+from lamincli import publisher
+from lamincli.publisher import Drainer, Publisher
+from lamincli.spool import Job, Spool
+
+
+@pytest.fixture(autouse=True)
+def index(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / ".lamin_spool" / "RUN"
+
+
+@pytest.fixture
+def registry():
+    return MemoryRegistry()
+
+
+def job(key, action="save", **about):
+    about = {"uid": f"uid-{key}", "local_path": key, **about}
+    return Job(action, "RUN", "me/here", "ab", "2026-01-01", key=key, **about)
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "a.ckpt"
+    path.write_bytes(b"weights")
+    return path
+
+
+class Clock:
+    now_s = 0.0
+
+    def __call__(self):
+        return self.now_s
+
+
+@pytest.fixture
+def drainer(folder, registry):
+    spool = Spool(folder)
+    assert spool.lock.acquire()
+    drainer = Drainer(spool, registry, clock=Clock(), jitter=lambda: 1.0)
+    drainer.recover()
+    return drainer
+
+
+def add(drainer, new, file=None):
+    drainer.arrive(*drainer.spool.add(new, file))
+
+
+def away(what, key):
+    raise ConnectionResetError("away")
+
+
+def test_retries_are_ever_further_apart(drainer, registry, file):
+    add(drainer, job("a"), file)
+    registry.fail = away
+    waits = []
+    for _ in range(9):
+        assert drainer.step() == "waiting"
+        waits.append(drainer.delay_s())
+        drainer._clock.now_s += waits[-1]
+    assert waits == [0.5, 1, 2, 4, 8, 16, 30, 30, 30]
+    registry.fail = None
+    assert drainer.step() == "done"
+    assert drainer.failing_since_s is None
+
+
+def test_warned_once_a_minute_at_most(drainer, registry, file, capsys):
+    add(drainer, job("a"), file)
+    registry.fail = away
+    for _ in range(40):
+        drainer.step(retry_now=True)
+        drainer._clock.now_s += 5
+    warnings = capsys.readouterr().err.count("LaminDB cannot be reached: away; 1 job waits")
+    assert warnings == 4, "200 seconds"
+
+
+def test_a_single_failure_is_not_worth_a_word(drainer, registry, file, capsys):
+    add(drainer, job("a"), file)
+    registry.fail = away
+    drainer.step()
+    registry.fail = None
+    drainer.step(retry_now=True)
+    assert capsys.readouterr().err == ""
+
+
+def test_parked_job_blocks_no_other(drainer, registry, file, capsys):
+    def fail(what, key):
+        if key == "b":
+            raise PermissionError("no")
+
+    registry.fail = fail
+    for key in "abc":
+        add(drainer, job(key), file)
+    while drainer.step() == "done":
+        pass
+    assert [key for _, key in registry.calls] == ["a", "c"]
+    assert drainer.parked == [("b", "no")]
+    assert capsys.readouterr().err.startswith("! b is set aside: no; mend it and run")
+
+
+def test_our_own_bug_parks_with_a_traceback(drainer, registry, file):
+    def fail(what, key):
+        raise KeyError("oops")
+
+    registry.fail = fail
+    add(drainer, job("a"), file)
+    drainer.step()
+    ((_, _, reason),) = drainer.spool.parked_jobs()
+    assert "Traceback" in reason
+    assert "KeyError: 'oops'" in reason
+
+
+def test_race_is_tried_a_few_times(drainer, registry, file, monkeypatch):
+    monkeypatch.setattr(registry, "verdict", lambda error: "race")
+    registry.fail = away
+    add(drainer, job("a"), file)
+    outcomes = [drainer.step(retry_now=True) for _ in range(6)]
+    assert outcomes == ["waiting"] * 5 + ["done"]
+    assert drainer.parked
+
+
+def test_removal_voids_the_saves_before_it_only(drainer, registry, file):
+    add(drainer, job("a"), file)
+    add(drainer, job("b"), file)
+    add(drainer, job("a", "remove"))
+    add(drainer, job("a", uid="again"), file)
+    while drainer.step() == "done":
+        pass
+    assert registry.calls == [("save", "b"), ("remove", "a"), ("save", "a")]
+
+
+def test_thread_publishes_and_owners_are_told_of_their_own(folder, registry, file):
+    one = Publisher(Spool(folder), registry)
+    mine, other = object(), object()
+    for key, owner in (("a", mine), ("b", other), ("c", mine)):
+        one.add(job(key), file, owner=owner)
+    assert one.drain() == 0
+    assert [item.job.key for item in one.take(mine)] == ["a", "c"]
+    assert [item.job.key for item in one.take(other)] == ["b"]
+    assert not one.has_news
+    assert registry.threads == {one._thread.ident} != {threading.get_ident()}
+    one.close()
+    assert not folder.exists()
+    one.add(job("d"), file)
+    assert one.drain() == 0
+    one.close()
+
+
+def test_inline_publishes_on_the_calling_thread(folder, registry, file):
+    one = Publisher(Spool(folder), registry, inline=True)
+    one.add(job("a"), file)
+    assert registry.calls == [("save", "a")]
+    assert registry.threads == {threading.get_ident()}
+    one.close()
+
+
+def test_draining_gives_up_on_a_registry_that_is_away(folder, registry, file, monkeypatch):
+    registry.fail = away
+    one = Publisher(Spool(folder), registry)
+    one.add(job("a"), file)
+    assert one.drain(patience_s=0.3) == 1
+    assert one.drain(patience_s=60) == 1, "it does not wait a second time"
+    one.close()
+    assert one.left() == ["a"]
+    assert Spool(folder).names() == ["00000001.json"]
+
+
+def test_draining_gives_up_on_a_call_that_hangs(folder, registry, file):
+    blocked = threading.Event()
+    registry.fail = lambda *_: blocked.wait()
+    one = Publisher(Spool(folder), registry)
+    one.add(job("a"), file)
+    assert one.drain(patience_s=0.3) == 1
+    blocked.set()
+    one.close()
+
+
+def test_skipping_ends_a_drain(folder, registry, file, monkeypatch):
+    registry.fail = away
+    one = Publisher.of(folder, lambda: registry)
+    one.add(job("a"), file)
+
+    def skip():
+        while not publisher.skip_waiting():
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=skip)
+    thread.start()
+    assert one.drain(patience_s=60) == 1
+    thread.join()
+    assert not publisher.skip_waiting(), "nobody waits"
+    one.close()
+
+
+def test_ctrl_c_ends_a_drain(folder, registry, file, monkeypatch):
+    registry.fail = away
+    one = Publisher(Spool(folder), registry)
+    one.add(job("a"), file)
+    sleep = time.sleep
+
+    def interrupted(seconds):
+        if threading.current_thread() is threading.main_thread():
+            raise KeyboardInterrupt
+        sleep(seconds)
+
+    monkeypatch.setattr(publisher.time, "sleep", interrupted)
+    assert one.drain(patience_s=60) == 1
+    monkeypatch.undo()
+    one.close()
+
+
+def test_spool_that_another_process_holds_is_waited_for(
+    folder, registry, file, capsys, monkeypatch
+):
+    one = Publisher(Spool(folder), registry)
+    monkeypatch.setattr(one.spool.lock, "acquire", lambda: False)
+    one.add(job("a"), file)
+    assert "is in use by lamin-train sync" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert one.drain() == 0
+    assert registry.calls == [("save", "a")]
+    one.close()
+
+
+def test_light_jobs_wait_for_a_pause_of_the_saves(folder, registry, file, monkeypatch):
+    one = Publisher(Spool(folder), registry)
+    monkeypatch.setattr(publisher, "_QUIET_S", 1000.0)
+    with one.saving():
+        one.add(job("a"), file)
+    big = Path(file).with_name("big.ckpt")
+    big.write_bytes(b"0" * (2 << 20))
+    assert one._drainer.waits_for_quiet()
+    one.add(job("b"), big)
+    assert not one._drainer.waits_for_quiet()
+    assert one.drain() == 0
+    one.close()
