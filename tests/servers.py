@@ -275,6 +275,7 @@ if __name__ == "__main__":
     parser.add_argument("what", choices=["s3", "proxy"])
     parser.add_argument("words", nargs="*")
     given = parser.parse_args()
+    os.nice(19)  # it stands for another machine, and shall not take the processor of this one
     if given.what == "s3":
         a, b, c, d, e = given.words
         serve_s3(int(a), int(b), int(c), float(d), int(e))

@@ -13,6 +13,7 @@ from lamindb_setup.core.upath import LocalPathClasses
 
 _BLOCK_BYTES = 1 << 20
 _STEP_BYTES = 16 << 20
+_PART_BYTES = 8 << 20
 _WHOLE_HASH_BYTES = 50 << 20
 _FICLONE = 0x40049409  # linux/fs.h
 _PART = ".part"
@@ -86,7 +87,12 @@ def _upload(source: Path, target: Any) -> None:
     if source.is_dir():
         target.upload_from(source, create_folder=False, print_progress=False)
         return
-    target.upload_from(source, print_progress=False)
+    options: dict[str, Any] = {}
+    if target.protocol == "s3":
+        # s3fs would hold ten parts of 50 MB in memory; S3 takes 10,000 parts.
+        part = max(_PART_BYTES, source.stat().st_size // 9_999)
+        options = {"chunksize": part, "max_concurrency": 4}
+    target.upload_from(source, print_progress=False, **options)
     target.fs.invalidate_cache()
     arrived = target.stat().st_size
     if arrived != source.stat().st_size:
