@@ -31,6 +31,7 @@ _WARN_EVERY_S = 60.0
 _LIGHT_BYTES = 1 << 20
 _QUIET_S = 0.05
 _LONGEST_REST_S = 30.0
+_AGAIN_S = 0.5
 PATIENCE_S = 60.0
 """How long the end of a training waits for a registry that is away."""
 _SLOWEST_BYTES_PER_S = 1e6
@@ -88,6 +89,7 @@ class Drainer:
         self._jitter = jitter
         self._queue: dict[str, Job] = {}  # ready jobs by name, oldest first
         self._arrived: deque[tuple[str, Job]] = deque()
+        self._begun: set[str] = set()  # may have stored their file, so they are not dropped
         self._owners: dict[str, Any] = {}
         self._current: tuple[str, Job] | None = None
         self._failures = 0
@@ -100,9 +102,10 @@ class Drainer:
         self.spool.recover()
         self._queue.clear()
         self._arrived.clear()
-        for name in self.spool.names():
+        for name in self.spool.pending():
             if (job := self.spool.read(name)) is not None:
                 self._queue[name] = job
+        self._begun = set(self.spool.names(self.spool.claimed))
         for name in list(self._queue):
             self._supersede(name)
         self.parked = [
@@ -128,6 +131,10 @@ class Drainer:
         """Return how long to wait before the next attempt."""
         return max(0.0, self._retry_at_s - self._clock())
 
+    def hope(self) -> None:
+        """Forget earlier failures: the next attempt is at once, and patience begins anew."""
+        self._failures, self._retry_at_s, self.failing_since_s = 0, 0.0, None
+
     def step(self, retry_now: bool = False) -> Outcome:
         """Do one job.
 
@@ -140,11 +147,20 @@ class Drainer:
         if not retry_now and self.delay_s() > 0:
             return "waiting"
         name, job = next(iter(self._queue.items()))
-        self.spool.claim(name)
-        del self._queue[name]
+        # In hand before it leaves the queue: `left` misses it at no moment.
         self._current, self.busy_since_s = (name, job), self._clock()
         try:
+            self.spool.claim(name)
+            self._begun.add(name)
+            del self._queue[name]
             return self._attempt(name, job)
+        except FileNotFoundError:  # somebody has removed the spool, or this job
+            self._queue.pop(name, None)
+            return "done"
+        except OSError as error:  # the spool itself cannot be written
+            self._queue = {name: job, **self._queue}
+            self._wait(error)
+            return "waiting"
         finally:
             self._current = self.busy_since_s = None
 
@@ -169,17 +185,17 @@ class Drainer:
                     reason = "".join(traceback.format_exception(error)).strip()
                 self.spool.park(name, reason)
                 self.parked.append((decided.local_path or decided.action, first_line(error)))
-                console.warn(
+                self._warn(
                     f"{decided.local_path or decided.action} is set aside: "
                     f"{first_line(error)}; mend it and run lamin-train sync"
                 )
                 return "done"
-            self.spool.release(name)
             self._queue = {name: decided, **self._queue}
             self._wait(error)
             return "waiting"
         self._failures, self.failing_since_s = 0, None
         self.spool.finish(name)
+        self._begun.discard(name)
         self._races.pop(name, None)
         owner = self._owners.pop(name, None)
         if artifact is not None:
@@ -204,15 +220,19 @@ class Drainer:
             self.failing_since_s = now_s
         delay_s = min(_LONGEST_DELAY_S, _FIRST_DELAY_S * 2 ** (self._failures - 1))
         self._retry_at_s = now_s + delay_s * (0.5 + self._jitter() / 2)
-        if self._failures > 1 and (
-            self._warned_s is None or now_s - self._warned_s >= _WARN_EVERY_S
-        ):
-            self._warned_s = now_s
+        if self._failures > 1:
             files = len(self._queue) + len(self._arrived)
-            console.warn(
+            self._warn(
                 f"LaminDB cannot be reached: {first_line(error)}; {files} "
                 f"{'job waits' if files == 1 else 'jobs wait'} and will be tried again"
             )
+
+    def _warn(self, message: str) -> None:
+        """Warn once a minute at most; the end of the training names everything."""
+        now_s = self._clock()
+        if self._warned_s is None or now_s - self._warned_s >= _WARN_EVERY_S:
+            self._warned_s = now_s
+            console.warn(message)
 
     # -- what need not be published ----------------------------------------------------------
 
@@ -221,8 +241,9 @@ class Drainer:
             return
         arrived = {}
         while self._arrived:
-            name, job = self._arrived.popleft()
+            name, job = self._arrived[0]
             self._queue[name] = arrived[name] = job
+            self._arrived.popleft()
             self._supersede(name)
             self._make_room()
         self.spool.make_durable({name: job for name, job in arrived.items() if name in self._queue})
@@ -235,10 +256,12 @@ class Drainer:
         for older, other in list(self._queue.items()):
             if older == name:
                 break
-            if other.action == "save" and other.key == job.key:
+            is_void = other.action == "save" and other.key == job.key
+            if is_void and older not in self._begun:
                 self._drop(older)
         for older, parked, _ in list(self.spool.parked_jobs()) if self.parked else ():
-            if parked is not None and parked.action == "save" and parked.key == job.key:
+            # A removal too: it would take the newer checkpoint.
+            if parked is not None and older < name and parked.key == job.key:
                 self.spool.drop(older)
                 self.parked = [entry for entry in self.parked if entry[0] != parked.local_path]
 
@@ -252,6 +275,8 @@ class Drainer:
         for name, job in saves:
             if used <= self.limit_bytes:
                 return
+            if name in self._begun:
+                continue
             if name not in (last[job.callback], best.get(job.callback)):
                 self._drop(name)
                 used -= job.size_bytes
@@ -259,7 +284,8 @@ class Drainer:
 
     def _drop(self, name: str) -> None:
         del self._queue[name]
-        self.spool.drop(name)
+        with suppress(OSError):
+            self.spool.drop(name)
         self._owners.pop(name, None)
 
 
@@ -295,7 +321,8 @@ class Publisher:
         self._thread: threading.Thread | None = None
         self._mutex = threading.RLock()  # held while a job is in hand
         self._wake = threading.Event()
-        self._is_stopping = False
+        self._adding = threading.Lock()
+        self._stopping = threading.Event()
         self._is_skipping = False
         self._is_draining = False
         self._savers = 0
@@ -337,8 +364,7 @@ class Publisher:
 
     def left(self) -> list[str]:
         """Return the local paths of the jobs that are not done, parked ones among them."""
-        jobs = [*self._drainer.left(), *(job for job, *_ in self._unsaved)]
-        waiting = [job.local_path or job.action for job in jobs]
+        waiting = [job.local_path or job.action for job in self._waiting()]
         return waiting + [path for path, _ in self._drainer.parked]
 
     @contextmanager
@@ -359,19 +385,20 @@ class Publisher:
         A full disk is no error: the job is kept in memory and spooled as soon as that is possible.
         """
         self._given_up = False
-        self._unsaved.append((job, file, content, owner))
         try:
-            self._spool_unsaved()
+            with self._adding:
+                self._unsaved.append((job, file, content, owner))
+                self._spool_unsaved()
         except OSError as error:
             if time.monotonic() - self._full_warned_s >= _WARN_EVERY_S:
                 self._full_warned_s = time.monotonic()
                 console.warn(f"{job.local_path} cannot be spooled yet: {first_line(error)}")
+            self._start()  # which tries again
             return
         if self._inline:
             self._drain_here()
             return
-        if self._thread is None:
-            self._start()
+        self._start()
         self._wake.set()
 
     def publish(self, job: Job, file: Path, content: str | None = None, owner: Any = None) -> Any:
@@ -400,34 +427,37 @@ class Publisher:
         Returns:
             The number of jobs that are left.
         """
-        with suppress(OSError):
+        with suppress(OSError), self._adding:
             self._take_over()
             self._spool_unsaved()
-        if self._given_up or not self._drainer.left():
+        if self._given_up or not self._waiting():
             return len(self.left())
         self._is_skipping, self._is_draining = False, True
+        self._drainer.hope()
+        began_s = time.monotonic()
         ends_s = time.monotonic() + (limit_s if limit_s is not None else float("inf"))
-        if not self._inline and self._thread is None:
+        if not self._inline:
             self._start()
         self._wake.set()
         try:
             with console.publishing() as show:
-                while jobs := self._drainer.left():
+                while jobs := self._waiting():
                     show(len(jobs), sum(job.size_bytes for job in jobs if job.action == "save"))
-                    if self._inline and self._drain_here() == "waiting":
-                        time.sleep(min(0.2, self._drainer.delay_s()))
-                    elif not self._inline:
+                    if self._inline:
+                        self._drain_one()
+                    else:
+                        self._start()
                         time.sleep(0.02)
                     if self._is_skipping or time.monotonic() > ends_s:
                         break
-                    if self._is_away(patience_s):
+                    if self._is_away(patience_s) or self._is_locked_out(began_s, patience_s):
                         break
-                show(0 if not jobs else len(jobs), 0)
+                show(len(jobs), 0)
         except KeyboardInterrupt:
             self._is_skipping = True
         finally:
             self._is_draining = False
-        self._given_up = bool(self._drainer.left())
+        self._given_up = bool(self._waiting())
         return len(self.left())
 
     def skip_waiting(self) -> None:
@@ -436,20 +466,21 @@ class Publisher:
 
     def leave(self, job: Job) -> None:
         """Spool a job for `sync`, without trying to publish it now."""
-        self._unsaved.append((job, None, None, None))
-        self._spool_unsaved()
+        with self._adding:
+            self._unsaved.append((job, None, None, None))
+            self._spool_unsaved()
         self._given_up = True
         self.close()
 
     def close(self) -> None:
         """Stop the thread and leave the spool: removed if it is empty, else for `sync`."""
-        self._is_stopping = True
+        self._stopping.set()
         self._wake.set()
         if self._thread is not None:
-            self._thread.join(timeout=0.1 if self._given_up else 5)
+            self._thread.join(timeout=1 if self._given_up else 5)
             if self._thread.is_alive():
                 return  # a job hangs in an upload; it ends with the process, and is done again
-        self._thread, self._is_stopping = None, False
+        self._thread = None
         atexit.unregister(self._at_exit)
         self.spool.close()
         if not self.left():
@@ -468,30 +499,57 @@ class Publisher:
         self._drainer.recover()
 
     def _spool_unsaved(self) -> None:
+        """Spool what could not be spooled before; called with `_adding` held.
+
+        Raises:
+            OSError: Some jobs are kept for the next call.
+        """
         if self._unsaved and not self.spool.lock.held:
             self._own_spool()
-        while self._unsaved:
-            job, file, content, owner = self._unsaved[0]
-            name, job = self.spool.add(job, file, content)
-            self._unsaved.pop(0)
+        failure: OSError | None = None
+        for entry in list(self._unsaved):
+            job, file, content, owner = entry
+            try:
+                name, job = self.spool.add(job, file, content)
+            except OSError as error:
+                if file is not None and content is None and not file.exists():
+                    self._unsaved.remove(entry)  # removed before it could be pinned
+                else:
+                    failure = error
+                continue
             self._drainer.arrive(name, job, owner)
+            self._unsaved.remove(entry)
+        if failure is not None:
+            raise failure
+
+    def _waiting(self) -> list[Job]:
+        return [*self._drainer.left(), *(job for job, *_ in list(self._unsaved))]
+
+    def _is_locked_out(self, began_s: float, patience_s: float) -> bool:
+        return bool(self._unsaved) and time.monotonic() - began_s > patience_s
 
     def _start(self) -> None:
+        if self._thread is not None and self._thread.is_alive() and not self._stopping.is_set():
+            return
+        self._stopping.clear()
         self._thread = threading.Thread(target=self._run, name="lamin-train", daemon=True)
         self._thread.start()
         atexit.register(self._at_exit)
 
     def _run(self) -> None:
         try:
-            while not self._is_stopping:
+            while not self._stopping.is_set():
                 self._rest()
+                if self._unsaved:
+                    with suppress(OSError), self._adding:
+                        self._spool_unsaved()
                 with self._mutex:
                     outcome = self._drainer.step()
                 if outcome == "idle":
-                    self._wake.wait()
+                    self._wake.wait(_AGAIN_S if self._unsaved else None)
                     self._wake.clear()
                 elif outcome == "waiting":
-                    time.sleep(min(0.2, self._drainer.delay_s()))
+                    self._stopping.wait(min(0.2, self._drainer.delay_s()))
         finally:
             with suppress(Exception):
                 self._drainer.registry.disconnect()
@@ -505,11 +563,19 @@ class Publisher:
         until_s = time.monotonic() + _LONGEST_REST_S
         while (now_s := time.monotonic()) < until_s:
             is_quiet = not self._savers and now_s - self._saved_s > _QUIET_S
-            if is_quiet or self._is_draining or self._is_stopping:
+            if is_quiet or self._is_draining or self._stopping.is_set():
                 return
             if not self._drainer.waits_for_quiet():
                 return
             time.sleep(0.005)
+
+    def _drain_one(self) -> None:
+        with suppress(OSError), self._adding:
+            self._spool_unsaved()
+        with self._mutex:
+            outcome = self._drainer.step()
+        if outcome != "done":
+            time.sleep(min(0.2, self._drainer.delay_s() or 0.02))
 
     def _drain_here(self) -> Outcome:
         with self._mutex:

@@ -9,6 +9,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from functools import cache, partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from lamincli import console
 from lamincli.callbacks.completion import Completion
 from lamincli.errors import MonitorNotLoggedError, did_you_mean
 from lamincli.events import ArtifactRemovedEvent, ArtifactSavedEvent
+from lamincli.features import as_json
 from lamincli.options import LaminOptions
 from lamincli.publisher import Published, Publisher
 from lamincli.redaction import redact_config
@@ -229,13 +231,13 @@ class Checkpoint(ll.Checkpoint):
             self._spool_run(trainer)
             plugin = trainer.strategy.checkpoint_io
             _give_up_shared_name(filepath, plugin)
-            completion.expect(filepath, self._prepare(trainer, filepath))
+            completion.expect(str(filepath), self._prepare(trainer, filepath), plugin)
             try:
                 ModelCheckpoint._save_checkpoint(self, trainer, filepath)
             except BaseException:
-                completion.forget(filepath)
+                completion.forget(str(filepath))
                 raise
-            completion.returned(plugin, filepath)
+            completion.returned(plugin, str(filepath))
         self._tell(trainer)
 
     def _remove_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
@@ -243,7 +245,7 @@ class Checkpoint(ll.Checkpoint):
         if not trainer.is_global_zero:
             return
         if self._completion is not None:
-            self._completion.forget(filepath)
+            self._completion.forget(str(filepath))
         self._add(trainer, self._job("remove", trainer, filepath, "checkpoint"))
 
     def on_exception(
@@ -311,10 +313,11 @@ class Checkpoint(ll.Checkpoint):
         by_uid = {}
         for feature, value in values.items():
             uid = known.get(feature) if isinstance(feature, str) else feature.uid
-            value = value.item() if hasattr(value, "item") else value
+            with suppress(ValueError, RuntimeError):  # a tensor of several numbers fits nothing
+                value = value.item() if hasattr(value, "item") else value
             if uid is None or (isinstance(value, float) and not math.isfinite(value)):
                 continue
-            by_uid[uid] = value
+            by_uid[uid] = as_json(value) if isinstance(value, (dict, list, tuple)) else value
         rank, score = (self._feature_annotator.get(name) for name in ("model_rank", "score"))
         if rank is not None and score is not None and score.uid in by_uid:
             by_uid[rank.uid] = 0  # until all are ranked

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric.plugins import CheckpointIO
+from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
 from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 
 
@@ -22,24 +23,30 @@ class Completion:
     """
 
     def __init__(self) -> None:
-        self._expected: dict[str, Callable[[], None]] = {}
+        self._expected: dict[str, deque[Callable[[], None]]] = {}
+        self._watched: set[str] = set()  # a plugin will tell; no news means that it failed
         self._lock = threading.Lock()
 
-    def expect(self, path: str, then: Callable[[], None]) -> None:
+    def expect(self, path: str, then: Callable[[], None], plugin: CheckpointIO) -> None:
         """Say that a save of this path begins, and what follows its completion."""
         with self._lock:
-            self._expected[str(path)] = then
+            self._expected.setdefault(path, deque()).append(then)
+            if isinstance(plugin, _WrappingCheckpointIO):
+                self._watched.add(path)
 
-    def forget(self, path: str) -> bool:
-        """Forget a path that is not wanted any more; returns whether it was still expected."""
+    def forget(self, path: str) -> None:
+        """Forget a path that is not wanted any more."""
         with self._lock:
-            return self._expected.pop(str(path), None) is not None
+            self._expected.pop(path, None)
 
-    def is_written(self, path: str) -> None:
-        """Say that a path is complete."""
+    def is_written(self, path: str, well: bool = True) -> None:
+        """Say that the oldest save of a path is complete, or has failed."""
         with self._lock:
-            then = self._expected.pop(str(path), None)
-        if then is not None:
+            waiting = self._expected.get(path)
+            then = waiting.popleft() if waiting else None
+            if not waiting:
+                self._expected.pop(path, None)
+        if then is not None and well:
             then()
 
     def returned(self, plugin: CheckpointIO, path: str) -> None:
@@ -50,10 +57,10 @@ class Completion:
     def torn_down(self) -> None:
         """Say that the plugins have been torn down: what exists now is complete."""
         for path in list(self._expected):
-            if "://" in path or Path(path).exists():
+            is_there = "://" in path or Path(path).exists()
+            if is_there and path not in self._watched:
                 self.is_written(path)
-            else:
-                self.forget(path)
+            self.forget(path)
 
     def watch(self, plugin: CheckpointIO) -> None:
         """Learn from the innermost of wrapped plugins when a file is written."""
@@ -68,9 +75,13 @@ class Completion:
             save = inner.save_checkpoint
 
             def save_checkpoint(checkpoint: Any, path: Any, *args: Any, **kwargs: Any) -> None:
-                save(checkpoint, path, *args, **kwargs)
-                for watcher in tuple(inner._lamin_watchers):
-                    watcher.is_written(str(path))
+                well = False
+                try:
+                    save(checkpoint, path, *args, **kwargs)
+                    well = True
+                finally:
+                    for watcher in tuple(inner._lamin_watchers):
+                        watcher.is_written(str(path), well)
 
             inner.save_checkpoint = save_checkpoint
         if self not in watchers:
@@ -80,4 +91,5 @@ class Completion:
 def _writes_later(plugin: CheckpointIO) -> bool:
     if isinstance(plugin, _WrappingCheckpointIO):
         return True  # `watch` tells
-    return type(plugin).teardown is not CheckpointIO.teardown
+    writes_itself = type(plugin).save_checkpoint is not TorchCheckpointIO.save_checkpoint
+    return writes_itself and type(plugin).teardown is not CheckpointIO.teardown

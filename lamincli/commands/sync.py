@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lamincli import console
-from lamincli.errors import InstanceError
+from lamincli.errors import InstanceError, first_line
 from lamincli.instance import connected
 from lamincli.publisher import Publisher
 from lamincli.spool import Job, Spool, known_spools, spools_below
@@ -93,7 +93,7 @@ def _publish(spool: Spool) -> int:
         return 0
     spool.unpark()
     spool.recover()
-    jobs = [job for name in spool.names() if (job := spool.read(name)) is not None]
+    jobs = [job for name in spool.pending() if (job := spool.read(name)) is not None]
     spool.lock.release()
     unreadable = len(spool.names(spool.parked))
     for name, _, reason in spool.parked_jobs():
@@ -106,8 +106,10 @@ def _publish(spool: Spool) -> int:
     try:
         with connected(first.instance, create=False) as slug:
             return _publish_into(spool, first, slug, len(jobs))
-    except InstanceError as error:
-        console.fail(f"{len(jobs)} jobs of run {first.run} wait for {first.instance}: {error}")
+    except Exception as error:  # of one spool; the others are published all the same
+        console.fail(
+            f"{len(jobs)} jobs of run {first.run} wait for {first.instance}: {first_line(error)}"
+        )
         return len(jobs) + unreadable
 
 
@@ -128,7 +130,7 @@ def _publish_into(spool: Spool, first: Job, slug: str, number: int) -> int:
     # New artifacts get the project of the context, as in the training itself.
     ln.context._project = run and run.projects.first()
     try:
-        publisher = Publisher(spool, LaminRegistry())
+        publisher = Publisher(spool, LaminRegistry(), inline=True)
         left = publisher.drain()
         publisher.close()
         if run is not None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lamindb as ln
-from django.db import connections, transaction
+from django.db import IntegrityError, connections, transaction
 from django.db.models import Q
 from lamindb.base.types import RUN_STATUS_TO_CODE
 from lamindb.models._is_versioned import create_uid
@@ -67,18 +67,17 @@ class LaminRegistry:
         if twin is not None:
             twin.extra_data = artifact.extra_data
             return self._with_place(self._adopt_twin(twin, job, run))
-        if artifact.uid != job.uid:
-            if job.uid:
-                storage.discard(_place(artifact, uid=job.uid))
-            job = replace(job, uid=artifact.uid)
-            note(job)
-        if file is not None:
-            storage.store(file, _place(artifact))
-            _check_content(job, file)
+        if revised is None:
+            self._store(artifact, job, file)
         for name in ("_local_filepath", "_cloud_filepath"):
             setattr(artifact, name, None)  # it is stored: saving shall only write the row
         with transaction.atomic():
             artifact.save()
+            if revised is not None:
+                # Others may be making the next version too: who has the row has the place.
+                if artifact.run_id != (None if job.is_input else run and run.id):
+                    raise IntegrityError(f"another process has made {artifact.uid}")
+                self._store(artifact, job, file)
             self._annotate_artifact(artifact, job, run)
             if job.is_input and run is not None:
                 track_run_inputs(artifact, is_run_input=True, run=run)
@@ -192,6 +191,15 @@ class LaminRegistry:
         )
         return artifact
 
+    def _store(self, artifact: Any, job: Job, file: Path | None) -> None:
+        if file is None:
+            return
+        root = artifact.storage.root
+        if artifact.storage.type == "local" and not (Path(root) / ".lamindb").exists():
+            raise ConnectionError(f"the storage {root} is not there; is its disk mounted?")
+        storage.store(file, _place(artifact))
+        _check_content(job, file)
+
     def _adopt_twin(self, twin: Any, job: Job, run: Any) -> Any:
         """Go on with an artifact of equal key and content, of which lamindb allows one."""
         if job.is_input:
@@ -217,6 +225,7 @@ class LaminRegistry:
             if not ln.Artifact.objects.filter(uid=uid).exists():
                 storage.discard(_at(place))
         doomed = {}
+        artifacts = [artifact for artifact in artifacts if not self._has_heir(artifact)]
         for artifact in artifacts:
             address = _address(artifact)
             same_key = ln.Artifact.objects.filter(key=job.key).exclude(id=artifact.id)
@@ -228,6 +237,17 @@ class LaminRegistry:
             uid = artifact.uid
             if _delete_skip_storage(artifact) and uid in doomed:
                 storage.discard(_at(doomed[uid]))
+
+    def _has_heir(self, artifact: Any) -> bool:
+        """Hand an artifact over to another run that has made the same, if there is one."""
+        heir = artifact.recreating_runs.exclude(id=artifact.run_id).order_by("id").first()
+        if heir is None:
+            return False
+        with transaction.atomic():
+            artifact.recreating_runs.remove(heir)
+            artifact.run = heir
+            artifact.save()
+        return True
 
     def _with_place(self, artifact: Any) -> Any:
         artifact._storage_uri = str(artifact.path)  # observers ask for it on the training thread
@@ -307,17 +327,12 @@ def _is_twin(old: Any, new: Any) -> bool:
     return same
 
 
-def _place(artifact: Any, uid: str | None = None) -> Any:
-    """Return the path in the storage at which an artifact lies, or would lie with another uid."""
+def _place(artifact: Any) -> Any:
+    """Return the path in the storage at which an artifact lies, or will lie."""
     from lamindb.core.storage import paths
 
-    before = artifact.uid
-    artifact.uid = uid or before
-    try:
-        key = paths.auto_storage_key_from_artifact(artifact)
-        return paths.attempt_accessing_path(artifact, key)[0]
-    finally:
-        artifact.uid = before
+    key = paths.auto_storage_key_from_artifact(artifact)
+    return paths.attempt_accessing_path(artifact, key)[0]
 
 
 def _registered(url: str) -> Any:

@@ -4,6 +4,7 @@ import errno
 import sqlite3
 
 from django.db import IntegrityError, InterfaceError, OperationalError, connections
+from lamindb.errors import IntegrityError as LaminIntegrityError
 
 from lamincli.registry.base import Verdict
 
@@ -33,7 +34,7 @@ def verdict(error: BaseException) -> Verdict:
     Locked, unreachable, reset, throttled and full are outages. Permission denied, read-only and
     what we do not know need somebody to act. Two processes that create the same are a race.
     """
-    if isinstance(error, IntegrityError):
+    if isinstance(error, (IntegrityError, LaminIntegrityError)):
         return "race"
     if isinstance(error, InterfaceError):
         return "retry"

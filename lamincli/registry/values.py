@@ -10,7 +10,8 @@ from typing import Any, cast
 
 import lamindb as ln
 from django.db import connection
-from django.db.models import Q
+from django.db.models import IntegerField, Q
+from django.db.models.functions import Cast
 from lamindb.models import ArtifactJsonValue, JsonValue
 from lamindb_setup.core.hashing import hash_dict, hash_string
 
@@ -126,9 +127,12 @@ def rank(score: Any, model_rank: Any, members: Any, mode: str, run: Any) -> None
     scored = ArtifactJsonValue.objects.filter(
         artifact_id__in=members, jsonvalue__feature_id=score.id
     ).count()
-    known = JsonValue.objects.filter(feature_id=model_rank.id).count()
-    if known < scored:
-        json_values([(model_rank, number) for number in range(known, scored)], run)
+    ranks = JsonValue.objects.annotate(number=Cast("value", IntegerField()))
+    wanted = ranks.filter(feature_id=model_rank.id, number__range=(0, scored - 1))
+    if (known := wanted.count()) < scored:
+        # They are there without a gap, unless somebody has made some by hand.
+        first = known if not wanted.filter(number__gte=known).exists() else 0
+        json_values([(model_rank, number) for number in range(first, scored)], run)
     chosen, parameters = members.query.sql_with_params()
     links, values = ArtifactJsonValue._meta.db_table, JsonValue._meta.db_table
     # PostgreSQL and SQLite both know UPDATE ... FROM and window functions, Django's ORM does not.

@@ -18,7 +18,8 @@ from lamincli.spool.lock import ProcessLock
 _JOB_NAME = re.compile(r"\d{8,}\.json")
 _REASON = ".reason.txt"
 _BESIDE = "beside"
-_CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP}
+_CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOSYS, errno.ENOTSUP}
+_CANNOT_LINK |= {errno.EOPNOTSUPP}
 
 
 class Spool:
@@ -26,7 +27,7 @@ class Spool:
 
     One process at a time adds and publishes: the one that holds the lock. Every change of state is
     one rename, so a process that is killed at any instruction leaves a spool that `recover` puts
-    right: a claimed job becomes ready again, and a pin without a job goes.
+    right: a pin without a job goes, and a claimed job is done once more.
 
     Args:
         folder: The folder of the spool. It is made when the first job is added.
@@ -142,11 +143,9 @@ class Spool:
 
     def recover(self) -> None:
         """Put right what a killed process left. Only the holder of the lock may call this."""
-        for name in self.names(self.claimed):
-            os.replace(self.claimed / name, self.ready / name)
         for name in _listdir(self.tmp):
             _remove(self.tmp / name)
-        jobs = [*self.names(self.ready), *self.names(self.parked)]
+        jobs = [*self.pending(), *self.names(self.parked)]
         with_a_job = {name.split(".")[0] for name in jobs}
         for number in _listdir(self.pins):
             if number not in with_a_job:
@@ -158,16 +157,21 @@ class Spool:
     def names(self, state: Path | None = None) -> list[str]:
         """Return the names of the jobs in a state, oldest first; of the ready ones by default."""
         found = (name for name in _listdir(state or self.ready) if _JOB_NAME.fullmatch(name))
-        return sorted(found, key=lambda name: int(name.split(".")[0]))
+        return sorted(found, key=_number)
+
+    def pending(self) -> list[str]:
+        """Return the names of the jobs that are to be done, oldest first."""
+        return sorted([*self.names(self.claimed), *self.names(self.ready)], key=_number)
 
     def read(self, name: str) -> Job | None:
-        """Read a ready job; one that cannot be read is parked, and `None` is returned."""
+        """Read a pending job; one that cannot be read is parked, and `None` is returned."""
+        state = self.claimed if (self.claimed / name).exists() else self.ready
         try:
-            return Job.from_json((self.ready / name).read_text())
+            return Job.from_json((state / name).read_text())
         except FileNotFoundError:
             return None
-        except (SpoolCorruptError, SpoolVersionError, UnicodeDecodeError) as error:
-            self._park(self.ready / name, str(error))
+        except (OSError, SpoolCorruptError, SpoolVersionError, UnicodeDecodeError) as error:
+            self._park(state / name, str(error))
             return None
 
     def look(self, state: Path, name: str) -> Job | None:
@@ -178,16 +182,20 @@ class Spool:
             return None
 
     def claim(self, name: str) -> None:
-        """Take a ready job in hand."""
-        os.replace(self.ready / name, self.claimed / name)
+        """Take a pending job in hand.
+
+        It stays claimed until it is finished or parked, also over failures and crashes: a claimed
+        job may have stored its file already.
+
+        Raises:
+            FileNotFoundError: Somebody has removed it.
+        """
+        if not (self.claimed / name).exists():
+            os.replace(self.ready / name, self.claimed / name)
 
     def note(self, name: str, job: Job) -> None:
         """Write a claimed job anew, with what has been decided about it."""
         self._write(self.claimed / name, job, durable=True)
-
-    def release(self, name: str) -> None:
-        """Put a claimed job back."""
-        os.replace(self.claimed / name, self.ready / name)
 
     def finish(self, name: str) -> None:
         """Forget a claimed job that is done, and its pin."""
@@ -231,23 +239,20 @@ class Spool:
 
     def close(self) -> None:
         """Remove the folder if nothing is left in it, and give the lock back."""
-        if not self.folder.exists():
-            return
         if not self.lock.held:
             return
-        empty = not (_listdir(self.ready) or _listdir(self.claimed) or _listdir(self.parked))
-        if empty:
-            (self.folder / "lock").unlink(missing_ok=True)
-        self.lock.release()
-        if empty:
-            with self._adding:
-                # Last the one by which `sync` knows a spool.
+        with self._adding:
+            self._last = None
+            empty = not (_listdir(self.ready) or _listdir(self.claimed) or _listdir(self.parked))
+            if empty:
+                # Last what `sync` knows a spool by.
                 for folder in (self.claimed, self.parked, self.pins, self.tmp, self.ready):
                     _rmdir(folder)
+                (self.folder / "lock").unlink(missing_ok=True)
                 _rmdir(self.folder)
                 _rmdir(self.folder.parent)
-                self._last = None
-            index.forget(self.folder)
+                index.forget(self.folder)
+            self.lock.release()
 
     def pin_of(self, job: Job) -> Path:
         """Return the file or folder that a job publishes."""
@@ -266,8 +271,11 @@ class Spool:
 
     def _park(self, file: Path, reason: str) -> None:
         self.parked.mkdir(exist_ok=True)
-        (self.parked / (file.name + _REASON)).write_text(reason + "\n")
-        os.replace(file, self.parked / file.name)
+        name = file.name
+        while (self.parked / name).is_dir():
+            name = f"other-{name}"
+        (self.parked / (name + _REASON)).write_text(reason + "\n")
+        os.replace(file, self.parked / name)
 
     def _write(self, place: Path, job: Job, durable: bool) -> None:
         temporary = self.tmp / place.name
@@ -286,16 +294,20 @@ class Spool:
             _fsync(place.parent)
 
 
+def _number(name: str) -> int:
+    return int(name.split(".")[0])
+
+
 def left_behind() -> dict[Path, int]:
     """Return the spools of this user on this machine that no process serves, and their jobs."""
     left = {}
     for folder in index.known_spools():
         spool = Spool(folder)
-        states = (spool.ready, spool.claimed, spool.parked)
-        jobs = sum(len(spool.names(state)) for state in states)
-        if jobs and spool.lock.acquire():
-            spool.lock.release()
-            left[folder] = jobs
+        with contextlib.suppress(OSError):  # an old one, on a disk that is read-only or away
+            jobs = len(spool.pending()) + len(spool.names(spool.parked))
+            if jobs and spool.lock.acquire():
+                spool.lock.release()
+                left[folder] = jobs
     return left
 
 

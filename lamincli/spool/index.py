@@ -36,8 +36,12 @@ def forget(spool: Path) -> None:
 def known_spools() -> list[Path]:
     """Return the spools of this user on this machine; links to what is gone are dropped."""
     found = []
-    with contextlib.suppress(OSError):
-        for link in sorted(index_folder().iterdir()):
+    try:
+        links = sorted(index_folder().iterdir())
+    except OSError:
+        return []
+    for link in links:
+        with contextlib.suppress(OSError):
             if link.is_dir():
                 found.append(Path(os.readlink(link)))
             elif link.is_symlink() and Path(os.readlink(link)).parents[1].is_dir():

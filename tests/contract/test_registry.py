@@ -1,5 +1,6 @@
 """What every registry keeps: in memory, in SQLite, and in PostgreSQL."""
 
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -7,6 +8,7 @@ from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
+from django.db import IntegrityError
 from registries import MemoryRegistry
 from servers import Postgres, create_instance, postgres_binary
 
@@ -346,6 +348,70 @@ def test_value_that_does_not_fit_is_left_out(lab, save, capsys):
     save(name, features={"score": "high", "is_last_model": True, "save_weights_only": True})
     assert lab.values(name) == {"is_last_model": True, "save_weights_only": True}
     assert "'high' does not fit the type float of the feature score" in capsys.readouterr().err
+
+
+@of_lamindb
+def test_versions_of_two_runs_at_once_do_not_share_a_place(lab, save, monkeypatch):
+    """The other run publishes between the moment we choose a uid and the moment we store."""
+    from lamindb.errors import IntegrityError as LaminIntegrityError
+
+    from lamincli.registry import storage
+
+    name = key()
+    save(name, b"first", run=1)
+    describe, met = storage.describe, []
+
+    def describe_and_meet(path):
+        about = describe(path)
+        if not met:
+            met.append(True)
+            save(name, b"of the other", run=0)
+        return about
+
+    monkeypatch.setattr(storage, "describe", describe_and_meet)
+    with suppress(IntegrityError, LaminIntegrityError):
+        save(name, b"of the first, again", run=1)
+    found = lab.artifacts(name)
+    assert len({a.uid for a in found}) == len({str(a.row.path) for a in found}) == len(found)
+    assert all(len(a.content) == a.row.size for a in found)
+
+
+@of_lamindb
+def test_artifact_that_another_run_has_made_too_is_handed_over(lab, save):
+    name = key()
+    job, _ = save(name, b"same", run=1)
+    save(name, b"same", run=0)
+    lab.registry.remove(replace(job, action="remove"), lambda job: None)
+    (artifact,) = lab.artifacts(name)
+    assert (artifact.run, artifact.content) == (lab.runs[0], b"same")
+
+
+@pytest.mark.parametrize("lab", ["postgres"], indirect=True)
+def test_storage_that_is_not_mounted_is_an_outage(lab, save):
+    root = Path(lab.ln.settings.storage.root)
+    (root / ".lamindb").rename(root / "away")
+    try:
+        with pytest.raises(ConnectionError, match="is its disk mounted"):
+            save(key())
+    finally:
+        (root / "away").rename(root / ".lamindb")
+
+
+@of_lamindb
+def test_foreign_rank_values_do_no_harm(lab, save):
+    feature = lab.ln.Feature.get(uid=lab.features["model_rank"])
+    lab.ln.models.JsonValue.get_or_create(feature, 1007)
+    prefix = uuid4().hex
+    names = [f"{prefix}/checkpoints/{n}.ckpt" for n in "abc"]
+    for number, name in enumerate(names):
+        values = {
+            "score": float(number),
+            "model_rank": 0,
+            "is_best_model": False,
+            "is_last_model": True,
+        }
+        save(name, name.encode(), features=values)
+    assert [lab.values(name)["model_rank"] for name in names] == [0, 1, 2]
 
 
 @of_lamindb

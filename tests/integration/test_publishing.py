@@ -157,7 +157,7 @@ def test_checkpoint_removed_before_its_upload_gives_no_event(train, monkeypatch,
     )
 
     def hold(publisher):
-        while not (publisher._is_draining or publisher._is_stopping):
+        while not (publisher._is_draining or publisher._stopping.is_set()):
             time.sleep(0.005)
 
     train(
@@ -315,6 +315,49 @@ def test_asynchronous_checkpoints_are_published_when_they_are_complete(run, plug
         assert torch.load(artifact.path, weights_only=False)["global_step"]
 
 
+def test_asynchronous_saves_of_one_path_are_published_in_turn(run):
+    from lamincli import Checkpoint
+
+    callback = Checkpoint(
+        save_last=True, save_top_k=1, dirpath="checkpoints", enable_version_counter=False
+    )
+    trainer([callback], plugins=[AsyncCheckpointIO(SlowIO())]).fit(
+        TinyModel(), datamodule=TinyData()
+    )
+    last = run.output_artifacts.get(key__endswith="/last.ckpt")
+    assert torch.load(last.path, weights_only=False)["epoch"] == 3
+    assert Path(last.path).read_bytes() == Path("checkpoints/last.ckpt").read_bytes()
+
+
+def test_asynchronous_save_that_fails_is_not_published(run):
+    from lamincli import Checkpoint
+
+    class Failing(TorchCheckpointIO):
+        def save_checkpoint(self, checkpoint, path, storage_options=None):
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).write_bytes(b"torn")
+            raise OSError(28, "No space left on device")
+
+    callback = Checkpoint(dirpath="checkpoints")
+    with pytest.raises(OSError, match="No space left"):
+        trainer([callback], plugins=[AsyncCheckpointIO(Failing())], max_epochs=1).fit(
+            TinyModel(), datamodule=TinyData()
+        )
+    callback.drain(callback._trainer)
+    assert names_of(run) == []
+
+
+def test_many_asynchronous_saves_and_removals(run):
+    from lamincli import Checkpoint
+
+    callback = Checkpoint(save_top_k=1, dirpath="checkpoints", save_on_train_epoch_end=True)
+    trainer([callback], plugins=[AsyncCheckpointIO()], max_epochs=20).fit(
+        TinyModel(), datamodule=TinyData()
+    )
+    assert names_of(run) == ["epoch=19-step=80.ckpt"]
+    assert callback.unpublished == []
+
+
 def test_asynchronous_checkpoint_that_is_removed_at_once(run):
     from lamincli import Checkpoint
 
@@ -358,7 +401,7 @@ def test_file_that_is_saved_over_in_place_does_not_change_what_waits(run, monkey
                 pins.append(pin.stat().st_ino)
 
     def hold(publisher):
-        while not (publisher._is_draining or publisher._is_stopping):
+        while not (publisher._is_draining or publisher._stopping.is_set()):
             time.sleep(0.005)
 
     monkeypatch.setattr(Publisher, "add", note)

@@ -175,7 +175,7 @@ def test_draining_gives_up_on_a_registry_that_is_away(folder, registry, file, mo
     assert one.drain(patience_s=60) == 1, "it does not wait a second time"
     one.close()
     assert one.left() == ["a"]
-    assert Spool(folder).names() == ["00000001.json"]
+    assert Spool(folder).pending() == ["00000001.json"]
 
 
 def test_draining_gives_up_on_a_call_that_hangs(folder, registry, file):
@@ -247,3 +247,114 @@ def test_light_jobs_wait_for_a_pause_of_the_saves(folder, registry, file, monkey
     assert not one._drainer.waits_for_quiet()
     assert one.drain() == 0
     one.close()
+
+
+def test_jobs_are_added_from_several_threads(folder, registry, file):
+    """As by the writer of AsyncCheckpointIO, and by the training that removes."""
+    one = Publisher(Spool(folder), registry)
+
+    def add_some(name):
+        for number in range(50):
+            one.add(job(f"{name}{number}"), file)
+
+    threads = [threading.Thread(target=add_some, args=(name,)) for name in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert one.drain() == 0
+    assert len(registry.calls) == len(set(registry.calls)) == 200
+    one.close()
+
+
+def test_file_that_is_gone_before_it_is_pinned_blocks_nothing(folder, registry, file):
+    one = Publisher(Spool(folder), registry)
+    one.add(job("gone"), file.with_name("gone.ckpt"))
+    one.add(job("a"), file)
+    assert one.drain() == 0
+    assert registry.calls == [("save", "a")]
+    one.close()
+
+
+def test_spool_that_somebody_removes_ends_nothing(folder, registry, file):
+    import shutil
+
+    registry.fail = away
+    one = Publisher(Spool(folder), registry)
+    one.add(job("a"), file)
+    while one._drainer.failing_since_s is None:
+        time.sleep(0.01)
+    shutil.rmtree(folder)
+    registry.fail = None
+    one.drain(patience_s=2)
+    one.close()
+
+
+def test_publisher_goes_on_after_it_has_given_up(folder, registry, file):
+    one = Publisher(Spool(folder), registry)
+    registry.fail = away
+    one.add(job("a"), file)
+    assert one.drain(patience_s=0.2) == 1
+    one.close()
+    assert Spool(folder).lock.acquire(), "sync may have it"
+    Spool(folder).lock.release()
+
+
+def test_second_training_after_an_outage(folder, registry, file):
+    registry.fail = away
+    one = Publisher(Spool(folder), registry)
+    one.add(job("a"), file)
+    assert one.drain(patience_s=0.2) == 1
+    one.close()
+    registry.fail = None
+    one.add(job("b"), file)
+    assert one.drain() == 0
+    assert registry.calls == [("save", "a"), ("save", "b")]
+    one.close()
+
+
+def test_drain_tries_once_more_however_long_the_outage_was(folder, registry, file):
+    registry.fail = away
+    one = Publisher(Spool(folder), registry)
+    one.add(job("a"), file)
+    while one._drainer._failures < 2:
+        time.sleep(0.01)
+    one._drainer.failing_since_s = time.monotonic() - 1000
+    one._drainer._retry_at_s = time.monotonic() + 1000
+    registry.fail = None
+    assert one.drain(patience_s=1) == 0
+    one.close()
+
+
+def test_parked_removal_does_not_take_a_newer_checkpoint(drainer, registry, file):
+    add(drainer, job("k"), file)
+    drainer.step()
+
+    def fail(what, key):
+        if what == "remove":
+            raise PermissionError("no")
+
+    registry.fail = fail
+    add(drainer, job("k", "remove"))
+    drainer.step()
+    registry.fail = None
+    add(drainer, job("k", uid="newer"), file)
+    drainer.step()
+    drainer.spool.unpark()
+    drainer.recover()
+    while drainer.step() == "done":
+        pass
+    assert [entry.uid for entry in registry.entries] == ["newer"]
+
+
+def test_job_that_has_begun_is_not_dropped(drainer, registry, file):
+    """It may have stored its file: it is published, and replaced by the newer one."""
+    registry.fail = away
+    add(drainer, job("k"), file)
+    drainer.step()
+    registry.fail = None
+    add(drainer, job("k", uid="newer"), file)
+    while drainer.step(retry_now=True) == "done":
+        pass
+    assert registry.calls == [("save", "k"), ("save", "k")]
+    assert [entry.uid for entry in registry.entries] == ["newer"]

@@ -162,8 +162,8 @@ def test_states_are_folders(spool, checkpoint):
     name, added = spool.add(job(), checkpoint)
     spool.claim(name)
     assert (spool.names(), spool.names(spool.claimed)) == ([], [name])
-    spool.release(name)
     spool.claim(name)
+    assert spool.pending() == [name], "claimed once, it stays claimed"
     spool.park(name, "the storage is read-only")
     assert list(spool.parked_jobs()) == [(name, added, "the storage is read-only")]
     assert spool.unpark() == 1
@@ -172,7 +172,7 @@ def test_states_are_folders(spool, checkpoint):
 
 
 def test_recovery_after_a_crash(spool, checkpoint):
-    """A claimed job is ready again; a pin without a job, and half a job, are gone."""
+    """A claimed job comes first; a pin without a job, and half a job, are gone."""
     first, _ = spool.add(job(), checkpoint)
     second, _ = spool.add(job("k/b.ckpt"), checkpoint)
     third, _ = spool.add(job("k/c.ckpt"), checkpoint)
@@ -180,7 +180,7 @@ def test_recovery_after_a_crash(spool, checkpoint):
     (spool.ready / third).unlink()
     (spool.tmp / "00000004.json").write_text("{")
     spool.recover()
-    assert spool.names() == [first, second]
+    assert spool.pending() == [first, second]
     assert sorted(os.listdir(spool.pins)) == ["00000001", "00000002"]
     assert os.listdir(spool.tmp) == []
 
@@ -280,6 +280,48 @@ def test_spool_imports_the_standard_library_only():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     foreign = set(done.stdout.split()) - set(sys.stdlib_module_names) - {"lamincli"}
     assert not foreign
+
+
+def test_looking_at_a_spool_does_not_take_its_lock(spool, checkpoint):
+    """Closing any handle of the file would give up the lock of this process."""
+    assert spool.lock.acquire()
+    spool.add(job(), checkpoint)
+    assert left_behind() == {}
+    assert not Spool(spool.folder).lock.acquire()
+    code = (
+        "import sys; from pathlib import Path; from lamincli.spool import Spool; "
+        "print(Spool(Path(sys.argv[1])).lock.acquire())"
+    )
+    other = [sys.executable, "-c", code, str(spool.folder)]
+    assert subprocess.run(other, capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_file_system_without_locks_is_used_all_the_same(spool, checkpoint, monkeypatch):
+    from lamincli.spool import lock
+
+    monkeypatch.setattr(lock, "_lock", lambda handle: (_ for _ in ()).throw(OSError(38, "ENOSYS")))
+    assert spool.lock.acquire()
+
+
+def test_spool_that_cannot_be_opened_hinders_nobody(spool, checkpoint, monkeypatch):
+    spool.add(job(), checkpoint)
+    monkeypatch.setattr(os, "open", lambda *_: (_ for _ in ()).throw(OSError(30, "read-only")))
+    assert left_behind() == {}
+
+
+def test_spool_that_sync_has_emptied_meanwhile_is_made_anew(spool, checkpoint):
+    assert spool.lock.acquire()
+    spool.add(job(), checkpoint)
+    spool.close()
+    spool_folder._remove(spool.folder)
+    assert spool.lock.acquire()
+    assert spool.add(job(), checkpoint)[0] == "00000001.json"
+
+
+def test_folder_with_the_name_of_a_job_is_parked(spool, checkpoint):
+    good, _ = spool.add(job(), checkpoint)
+    (spool.ready / "00000009.json").mkdir()
+    assert [n for n in spool.pending() if spool.read(n) is not None] == [good]
 
 
 def test_a_job_can_be_noted_while_it_is_claimed(spool, checkpoint):
