@@ -2,9 +2,9 @@
 
 import errno
 import sqlite3
+import sys
 
 from django.db import IntegrityError, InterfaceError, OperationalError, connections
-from lamindb.errors import IntegrityError as LaminIntegrityError
 
 from lamincli.registry.base import Verdict
 
@@ -34,7 +34,8 @@ def verdict(error: BaseException) -> Verdict:
     Locked, unreachable, reset, throttled and full are outages. Permission denied, read-only and
     what we do not know need somebody to act. Two processes that create the same are a race.
     """
-    if isinstance(error, (IntegrityError, LaminIntegrityError)):
+    lamindb = sys.modules.get("lamindb.errors")  # whoever raised it has imported it
+    if isinstance(error, IntegrityError) or (lamindb and isinstance(error, lamindb.IntegrityError)):
         return "race"
     if isinstance(error, InterfaceError):
         return "retry"
