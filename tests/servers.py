@@ -224,11 +224,16 @@ def serve_proxy(port: int, target: int, latency_s: float) -> None:
 # -- instances ------------------------------------------------------------------------------------
 
 
-def create_instance(name: str, storage: str, database: str | None = None) -> None:
+def create_instance(
+    name: str, storage: str, database: str | None = None, modules: str = ""
+) -> None:
     """Create an instance in a process of its own, and connect the current folder to it."""
-    code = "import sys, lamindb_setup as s; s.init(storage=sys.argv[1], name=sys.argv[2], db=sys.argv[3] or None)"
+    code = (
+        "import sys, lamindb_setup as s; _, storage, name, db, modules = sys.argv; "
+        "s.init(storage=storage, name=name, db=db or None, modules=modules or None)"
+    )
     done = subprocess.run(
-        [sys.executable, "-c", code, storage, name, database or ""],
+        [sys.executable, "-c", code, storage, name, database or "", modules],
         capture_output=True,
         text=True,
         check=False,

@@ -85,7 +85,9 @@ def distant(postgres, tmp_path_factory):
     name = f"contract-{uuid4().hex[:8]}"
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("contract"))
-        create_instance(name, "store", postgres.create_database(name))
+        # A process that imported lamindb before it connected has loaded bionty, whose tables
+        # Django then looks for when it deletes.
+        create_instance(name, "store", postgres.create_database(name), modules="bionty")
     return f"anonymous/{name}"
 
 
