@@ -42,8 +42,11 @@ def main() -> None:
             for place, value in enumerate(values):
                 panel.text(value, place, f" {value:,.3g}", va="center", fontsize=9)
             panel.set_title(f"{title}: {unit}", fontsize=10, loc="left")
-            panel.set_xscale("log")
-            panel.set_xlim(min(values) / 2, max(values) * 3)
+            if max(values) > 20 * min(values):
+                panel.set_xscale("log")
+                panel.set_xlim(min(values) / 2, max(values) * 3)
+            else:
+                panel.set_xlim(0, max(values) * 1.15)
             panel.spines[["top", "right"]].set_visible(False)
         row[1].tick_params(labelleft=False)
     figure.savefig(sys.argv[2], dpi=130)
