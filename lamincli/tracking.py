@@ -37,7 +37,7 @@ from lamincli.options import LaminOptions
 from lamincli.process import ProcessIdentity
 from lamincli.publisher import Publisher
 from lamincli.redaction import redact, redact_argv
-from lamincli.registry.lamin import LaminRegistry
+from lamincli.registry.lamin import EXTRA_DATA_KEY, LaminRegistry
 from lamincli.registry.outages import forget_lost_connections
 from lamincli.source import Source
 from lamincli.spool import Job, Spool, known_spools
@@ -48,7 +48,6 @@ RUN_UID_VARIABLE = "LAMIN_TRAIN_RUN_UID"
 """Environment variable by which the uid reaches the processes that a job starts."""
 
 _CLI_ARGS_LENGTH = 1024
-_EXTRA_DATA_KEY = "lamin_train"
 _OWNED: set[str] = set()  # uids of the open runs that this process began
 
 
@@ -236,7 +235,7 @@ def begin(
         run.params = run.params or as_json(redact(params))
         run.extra_data = {
             **(run.extra_data or {}),
-            _EXTRA_DATA_KEY: {
+            EXTRA_DATA_KEY: {
                 "version": __version__,
                 "stage": stage,
                 "command": command,
@@ -288,13 +287,14 @@ def close_gone_runs() -> list[str]:
     me = ProcessIdentity.current()
     open_codes = [RUN_STATUS_TO_CODE["started"], RUN_STATUS_TO_CODE["restarted"]]
     closed = []
-    spools = [Spool(folder) for folder in known_spools()]
-    ended = {spool.folder.name for spool in spools if spool.holds("close")}  # `sync` closes them
     for run in ln.Run.objects.filter(
-        _status_code__in=open_codes, **{f"extra_data__{_EXTRA_DATA_KEY}__process__host": me.host}
+        _status_code__in=open_codes, **{f"extra_data__{EXTRA_DATA_KEY}__process__host": me.host}
     ):
-        process = ProcessIdentity.from_dict(run.extra_data[_EXTRA_DATA_KEY]["process"])
-        if process is None or process == me or not process.is_gone() or run.uid in ended:
+        process = ProcessIdentity.from_dict(run.extra_data[EXTRA_DATA_KEY]["process"])
+        if process is None or process == me or not process.is_gone():
+            continue
+        spools = (Spool(folder) for folder in known_spools() if folder.name == run.uid)
+        if any(spool.holds("close") for spool in spools):  # `sync` closes it, and truly
             continue
         log = _log_path(run.uid)
         ended_s = log.stat().st_mtime if log.exists() else time.time()

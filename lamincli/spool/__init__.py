@@ -11,7 +11,7 @@ Nothing but the standard library is imported here. ``ls`` explains the folder::
     └── lock                    held by the process that publishes
 
 A job moves between the states by rename(2), which nothing can tear. A pin lives exactly as long
-as its job. A job file that was fsynced is an acknowledged checkpoint.
+as its job. A job file in ``ready`` is an acknowledged checkpoint.
 """
 
 from lamincli.spool.folder import Spool, left_behind
