@@ -443,11 +443,11 @@ class Publisher:
             with console.publishing() as show:
                 while jobs := self._waiting():
                     show(len(jobs), sum(job.size_bytes for job in jobs if job.action == "save"))
-                    if self._inline:
-                        self._drain_one()
-                    else:
+                    if not self._inline:
                         self._start()
                         time.sleep(0.02)
+                    elif self._step() != "done":
+                        time.sleep(min(0.2, self._drainer.delay_s() or 0.02))
                     if self._is_skipping or time.monotonic() > ends_s:
                         break
                     if self._is_away(patience_s) or self._is_locked_out(began_s, patience_s):
@@ -540,11 +540,7 @@ class Publisher:
         try:
             while not self._stopping.is_set():
                 self._rest()
-                if self._unsaved:
-                    with suppress(OSError), self._adding:
-                        self._spool_unsaved()
-                with self._mutex:
-                    outcome = self._drainer.step()
+                outcome = self._step()
                 if outcome == "idle":
                     self._wake.wait(_AGAIN_S if self._unsaved else None)
                     self._wake.clear()
@@ -569,19 +565,18 @@ class Publisher:
                 return
             time.sleep(0.005)
 
-    def _drain_one(self) -> None:
-        with suppress(OSError), self._adding:
-            self._spool_unsaved()
+    def _step(self) -> Outcome:
+        """Spool what could not be spooled before, and do one job."""
+        if self._unsaved:
+            with suppress(OSError), self._adding:
+                self._spool_unsaved()
         with self._mutex:
-            outcome = self._drainer.step()
-        if outcome != "done":
-            time.sleep(min(0.2, self._drainer.delay_s() or 0.02))
+            return self._drainer.step()
 
-    def _drain_here(self) -> Outcome:
+    def _drain_here(self) -> None:
         with self._mutex:
-            while (outcome := self._drainer.step()) == "done":
+            while self._drainer.step() == "done":
                 pass
-        return outcome
 
     def _is_away(self, patience_s: float) -> bool:
         drainer, now_s = self._drainer, time.monotonic()

@@ -37,7 +37,11 @@ class Completion:
     def forget(self, path: str) -> None:
         """Forget a path that is not wanted any more."""
         with self._lock:
-            self._expected.pop(path, None)
+            self._drop(path)
+
+    def _drop(self, path: str) -> None:
+        self._expected.pop(path, None)
+        self._watched.discard(path)
 
     def is_written(self, path: str, well: bool = True) -> None:
         """Say that the oldest save of a path is complete, or has failed."""
@@ -45,7 +49,7 @@ class Completion:
             waiting = self._expected.get(path)
             then = waiting.popleft() if waiting else None
             if not waiting:
-                self._expected.pop(path, None)
+                self._drop(path)
         if then is not None and well:
             then()
 
