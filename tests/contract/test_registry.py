@@ -417,6 +417,24 @@ def test_foreign_rank_values_do_no_harm(lab, save):
 
 
 @of_lamindb
+@pytest.mark.parametrize("step", ["storage.store", "values.link_values"])
+def test_predecessor_stays_until_its_successor_is_committed(lab, save, monkeypatch, step):
+    """The storage, or the database, goes away while the successor is published."""
+    from lamincli import registry
+
+    module, name = step.split(".")
+    module = getattr(registry, module)
+    old = key()
+    save(old, b"old", features={"is_last_model": True})
+    monkeypatch.setattr(module, name, lambda *_: (_ for _ in ()).throw(ConnectionError("away")))
+    with pytest.raises(ConnectionError):
+        save(old, b"new", features={"is_last_model": True})
+    (artifact,) = lab.artifacts(old)
+    assert artifact.content == b"old"
+    assert lab.values(old)["is_last_model"] is True
+
+
+@of_lamindb
 def test_run_is_annotated_and_closed(lab, save):
     job, _ = save(key())
     features = {lab.features["max_epochs"]: 3, lab.features["precision"]: "32-true"}
