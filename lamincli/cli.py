@@ -262,7 +262,7 @@ class LaminLightningCLI(LightningCLI):
             self.finish("completed" if wanted else "errored", None if wanted else error)
             raise error
         self.finish("errored", error)
-        if isinstance(error, MisconfigurationException) and not hasattr(self, "trainer"):
+        if isinstance(error, MisconfigurationException) and self._made_trainer is None:
             error = UsageError(str(error))  # the trainer refused its arguments
         exits = getattr(getattr(self, "parser", None), "exit_on_error", True)
         if isinstance(error, LaminTrainError) and exits:
@@ -301,21 +301,27 @@ class LaminLightningCLI(LightningCLI):
         self._resources.callback(setattr, sys, "excepthook", show)
         self._resources.callback(setattr, sys, "exit", leave)
 
+    @property
+    def _made_trainer(self) -> Trainer | None:
+        """The trainer; `None` before it is made."""
+        return getattr(self, "trainer", None)
+
     def _is_training(self) -> bool:
-        trainer = getattr(self, "trainer", None)
+        trainer = self._made_trainer
         return trainer is not None and trainer.state.status == TrainerStatus.RUNNING
 
     def _publish_no_more(self) -> None:
         """Let a trainer that is used after the run has ended save files, and no artifacts."""
-        trainer = getattr(self, "trainer", None)
-        for callback in filter(_publishes, trainer.checkpoint_callbacks if trainer else []):
+        trainer = self._made_trainer
+        callbacks: list[Any] = trainer.checkpoint_callbacks if trainer else []
+        for callback in filter(_publishes, callbacks):
             from lamincli.callbacks.checkpoint import make_plain
 
             make_plain(callback)
 
     def _publish_rest(self) -> None:
         """Wait for what is not published yet; not for long where the job is about to be killed."""
-        trainer = getattr(self, "trainer", None)
+        trainer = self._made_trainer
         if self._tracked is None or trainer is None:
             return
         limit_s = None if self._stop.signum in (None, signal.SIGINT) else _GRACE_S
@@ -329,14 +335,14 @@ class LaminLightningCLI(LightningCLI):
 
     def _publishing(self) -> list[Any]:
         """Return the callbacks that publish, one of which is enough to publish everything."""
-        trainer = getattr(self, "trainer", None)
+        trainer = self._made_trainer
         checkpoints = trainer.checkpoint_callbacks if trainer else []
         saver = getattr(self._config_saver, "publisher", None)
         callbacks = [*filter(_publishes, checkpoints), *([saver] if saver else [])]
         return [callback for callback in callbacks if hasattr(callback, "drain")]
 
     def _record_metrics(self) -> None:
-        trainer = getattr(self, "trainer", None)
+        trainer = self._made_trainer
         if self._tracked is None or trainer is None:
             return
         try:
@@ -568,7 +574,7 @@ class LaminLightningCLI(LightningCLI):
     def _show_ending(self, status: Status) -> None:
         assert self._tracked is not None
         ending = console.Ending(self._tracked.uid, status, self._tracked.slug)
-        trainer = getattr(self, "trainer", None)
+        trainer = self._made_trainer
         callbacks = trainer.checkpoint_callbacks if trainer else []
         callback: Any = next(filter(_publishes, callbacks), None)
         if trainer is not None and trainer.state.fn == "fit":

@@ -393,7 +393,8 @@ class Publisher:
             if time.monotonic() - self._full_warned_s >= _WARN_EVERY_S:
                 self._full_warned_s = time.monotonic()
                 console.warn(f"{job.local_path} cannot be spooled yet: {first_line(error)}")
-            self._start()  # which tries again
+            if not self._inline:
+                self._start()  # which tries again
             return
         if self._inline:
             self._drain_here()
@@ -401,7 +402,9 @@ class Publisher:
         self._start()
         self._wake.set()
 
-    def publish(self, job: Job, file: Path, content: str | None = None, owner: Any = None) -> Any:
+    def publish(
+        self, job: Job, file: Path | None = None, content: str | None = None, owner: Any = None
+    ) -> Any:
         """Publish a file on this thread, after all that came before; returns its artifact.
 
         Returns:

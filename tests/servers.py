@@ -95,6 +95,20 @@ class Postgres:
         return f"{self.url}/{name}"
 
 
+@contextmanager
+def postgres_server() -> Iterator[Postgres]:
+    """Start a server for a test; skip the test where none is installed."""
+    if postgres_binary("initdb") is None:
+        import pytest
+
+        pytest.skip("PostgreSQL's server is not installed (Debian: apt-get install postgresql)")
+    server = Postgres()
+    try:
+        yield server
+    finally:
+        server.close()
+
+
 # -- S3 -------------------------------------------------------------------------------------------
 
 

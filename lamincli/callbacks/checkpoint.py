@@ -188,7 +188,8 @@ class Checkpoint(ll.Checkpoint):
 
     def spool_folder(self, trainer: pl.Trainer) -> Path:
         """Return the folder in which the jobs of the run wait."""
-        return _spool_root(trainer) / FOLDER_NAME / (self._uid_of_run() or _UNTRACKED)
+        root = _spool_root(str(trainer.default_root_dir), os.getcwd())
+        return root / FOLDER_NAME / (self._uid_of_run() or _UNTRACKED)
 
     def _active_run_uid(self) -> str | None:
         if not self._run_uid_is_version:
@@ -343,14 +344,7 @@ class Checkpoint(ll.Checkpoint):
             self._add(trainer, job)
 
     def _add(self, trainer: pl.Trainer, job: Job, filepath: Path | str = "") -> None:
-        publisher = self._publisher_for(trainer)
-        if not filepath or job.is_in_place:
-            publisher.add(job, owner=self)
-        elif job.kind == "checkpoint":
-            publisher.add(job, Path(filepath), owner=self)
-        else:
-            path = Path(filepath)
-            publisher.add(job, path, content=redact_config(path.read_text()), owner=self)
+        self._publisher_for(trainer).add(job, *_to_pin(job, filepath), owner=self)
 
     def _publisher_for(self, trainer: pl.Trainer) -> Publisher:
         limit = self._spool_limit_gb
@@ -387,7 +381,7 @@ class Checkpoint(ll.Checkpoint):
             )
         is_best = self.best_model_path == str(filepath)
         job = self._job("save", trainer, filepath, "checkpoint", feature_values, is_best)
-        return self._publish_now(trainer, job, Path(filepath))
+        return self._publish_now(trainer, job, filepath)
 
     def save_config_artifact(self, trainer: pl.Trainer, config_path: Path | str) -> Any:
         """Publish the config as an input of the run; waits only in a subclass that overrides it."""
@@ -410,13 +404,11 @@ class Checkpoint(ll.Checkpoint):
         if not self._persists_by_itself(f"save_{kind}_artifact"):
             self._add(trainer, job, path)
             return None
-        return self._publish_now(trainer, job, path, content=redact_config(path.read_text()))
+        return self._publish_now(trainer, job, path)
 
-    def _publish_now(
-        self, trainer: pl.Trainer, job: Job, path: Path, content: str | None = None
-    ) -> Any:
+    def _publish_now(self, trainer: pl.Trainer, job: Job, filepath: Path | str) -> Any:
         publisher = self._publisher_for(trainer)
-        artifact = publisher.publish(job, path, content=content, owner=self)
+        artifact = publisher.publish(job, *_to_pin(job, filepath), owner=self)
         self._tell(trainer)
         return artifact
 
@@ -559,10 +551,18 @@ def _default_storage() -> str:
     return str((instance.local_storage if is_local else instance.storage).uid)
 
 
-def _spool_root(trainer: pl.Trainer) -> Path:
+def _to_pin(job: Job, filepath: Path | str) -> tuple[Path | None, str | None]:
+    """Return the file of a job and, where its text is cleaned before it is published, that text."""
+    if not filepath or job.is_in_place:
+        return None, None
+    path = Path(filepath)
+    return path, None if job.kind == "checkpoint" else redact_config(path.read_text())
+
+
+@cache
+def _spool_root(root: str, here: str) -> Path:
     """Return the folder for the spool: that of the trainer, or the next one we can write."""
-    root = str(trainer.default_root_dir)
-    places = [Path.cwd() if "://" in root else Path(root), Path.cwd()]
+    places = [Path(here) if "://" in root else Path(root), Path(here)]
     fitting = (place for place in places if os.access(_existing(place), os.W_OK))
     return Path(os.path.abspath(next(fitting, index_folder().parent)))
 

@@ -39,7 +39,6 @@ class LaminRegistry:
     An artifact is stored first and its row is committed together with its features, the cleared
     flags of its predecessors and the new ranks: readers see all or nothing. Its uid is decided
     when the job is made, so the second attempt of an interrupted job finds what the first has done.
-
     """
 
     def __init__(self) -> None:
@@ -67,20 +66,23 @@ class LaminRegistry:
         if twin is not None:
             twin.extra_data = artifact.extra_data
             return self._with_place(self._adopt_twin(twin, job, run))
-        if revised is None:
+        # Two runs may be making the next version, and a real key has one place: there, who has the
+        # row has the place, and the file is put into it last.
+        places = [_address(old) for old in own]
+        is_stored_last = revised is not None or _address(artifact) in places
+        if not is_stored_last:
             self._store(artifact, job, file)
         for name in ("_local_filepath", "_cloud_filepath"):
             setattr(artifact, name, None)  # it is stored: saving shall only write the row
         with transaction.atomic():
             artifact.save()
-            if revised is not None:
-                # Others may be making the next version too: who has the row has the place.
-                if artifact.run_id != (None if job.is_input else run and run.id):
-                    raise IntegrityError(f"another process has made {artifact.uid}")
-                self._store(artifact, job, file)
+            if artifact.run_id != (None if job.is_input else run and run.id):
+                raise IntegrityError(f"another process has made {artifact.uid}")
             self._annotate_artifact(artifact, job, run)
             if job.is_input and run is not None:
                 track_run_inputs(artifact, is_run_input=True, run=run)
+            if is_stored_last:
+                self._store(artifact, job, file)
         self._retire(own, job, note)
         return self._with_place(artifact)
 
@@ -297,7 +299,7 @@ class LaminRegistry:
                 continue
             try:
                 fitting[feature] = (
-                    values.as_stored(feature, value) if (values.is_plain(feature)) else value
+                    values.as_stored(feature, value) if values.is_plain(feature) else value
                 )
             except TypeError as error:
                 console.warn(f"{job.key or job.run}: {error}; it is left out")

@@ -11,6 +11,8 @@ from typing import Any
 from lamindb_setup.core.hashing import HASH_LENGTH, hash_from_hashes_list, to_b64_str
 from lamindb_setup.core.upath import LocalPathClasses
 
+from lamincli.spool.folder import fsync
+
 _BLOCK_BYTES = 1 << 20
 _STEP_BYTES = 16 << 20
 _PART_BYTES = 8 << 20
@@ -66,11 +68,11 @@ def store(source: Path, target: Any) -> None:
         _remove(target)
     elif source.stat().st_nlink == 1 and _is_same_device(source, part):
         os.link(source, part)
-        _fsync(part)
+        fsync(part)
     else:
         _copy(source, part)
     os.replace(part, target)
-    _fsync(target.parent)
+    fsync(target.parent)
 
 
 def discard(target: Any) -> None:
@@ -171,13 +173,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _fsync(path: Path) -> None:
-    if os.name == "nt":
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -352,11 +352,18 @@ def _rmdir(folder: Path) -> None:
         folder.rmdir()
 
 
-def _fsync(folder: Path) -> None:
-    """Make names durable; what cannot be opened for it, as on Windows, is left to the system."""
+def fsync(path: Path) -> None:
+    """Make a file, or the names in a folder, durable. Windows cannot, and does it by itself."""
+    if os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _fsync(path: Path) -> None:
+    """Likewise, where it is a precaution."""
     with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        fsync(path)

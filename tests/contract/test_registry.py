@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 from django.db import IntegrityError
 from registries import MemoryRegistry
-from servers import Postgres, create_instance, postgres_binary
+from servers import create_instance, postgres_server
 
 from lamincli.errors import ContentChangedError
 from lamincli.registry.base import Registry
@@ -22,11 +22,8 @@ BEGAN = datetime(2026, 1, 1, tzinfo=timezone.utc)
 
 @pytest.fixture(scope="module")
 def postgres():
-    if postgres_binary("initdb") is None:
-        pytest.skip("PostgreSQL's server is not installed (Debian: apt-get install postgresql)")
-    server = Postgres()
-    yield server
-    server.close()
+    with postgres_server() as server:
+        yield server
 
 
 class Memory:
@@ -417,18 +414,22 @@ def test_foreign_rank_values_do_no_harm(lab, save):
 
 
 @of_lamindb
+@pytest.mark.parametrize("key_is_virtual", [True, False])
 @pytest.mark.parametrize("step", ["storage.store", "values.link_values"])
-def test_predecessor_stays_until_its_successor_is_committed(lab, save, monkeypatch, step):
+def test_predecessor_stays_until_its_successor_is_committed(
+    lab, save, monkeypatch, step, key_is_virtual
+):
     """The storage, or the database, goes away while the successor is published."""
     from lamincli import registry
 
     module, name = step.split(".")
     module = getattr(registry, module)
     old = key()
-    save(old, b"old", features={"is_last_model": True})
+    about = {"features": {"is_last_model": True}, "key_is_virtual": key_is_virtual}
+    save(old, b"old", **about)
     monkeypatch.setattr(module, name, lambda *_: (_ for _ in ()).throw(ConnectionError("away")))
     with pytest.raises(ConnectionError):
-        save(old, b"new", features={"is_last_model": True})
+        save(old, b"new", **about)
     (artifact,) = lab.artifacts(old)
     assert artifact.content == b"old"
     assert lab.values(old)["is_last_model"] is True

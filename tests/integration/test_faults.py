@@ -9,7 +9,7 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
-from servers import S3_ENVIRONMENT, Postgres, create_instance, postgres_binary, s3_server
+from servers import S3_ENVIRONMENT, create_instance, postgres_server, s3_server
 
 from lamincli.commands import sync
 
@@ -59,14 +59,11 @@ class Switch(Callback):
 
 @pytest.fixture
 def postgres(project):
-    if postgres_binary("initdb") is None:
-        pytest.skip("PostgreSQL's server is not installed (Debian: apt-get install postgresql)")
-    server = Postgres()
-    name = f"faults-{server.port}"
-    create_instance(name, "store", server.create_database(name))
-    (project / "switch.py").write_text(STOPPING)
-    yield server
-    server.close()
+    with postgres_server() as server:
+        name = f"faults-{server.port}"
+        create_instance(name, "store", server.create_database(name))
+        (project / "switch.py").write_text(STOPPING)
+        yield server
 
 
 def test_database_that_is_stopped_for_a_while(postgres, shell, record):

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from servers import Postgres, create_instance, postgres_binary
+from servers import create_instance, postgres_server
 
 FIT = ["fit", "--model=tests_models.TinyModel", "--data=tests_models.TinyData",
        "--trainer.max_epochs=1", "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]  # fmt: skip
@@ -14,11 +14,8 @@ FIT = ["fit", "--model=tests_models.TinyModel", "--data=tests_models.TinyData",
 
 @pytest.fixture(scope="module")
 def server():
-    if postgres_binary("initdb") is None:
-        pytest.skip("PostgreSQL's server is not installed (Debian: apt-get install postgresql)")
-    server = Postgres()
-    yield server
-    server.close()
+    with postgres_server() as server:
+        yield server
 
 
 @pytest.fixture
