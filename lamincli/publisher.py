@@ -82,7 +82,7 @@ class Drainer:
         self.registry = registry
         self.limit_bytes = limit_bytes
         self.published: deque[Published] = deque()
-        self.parked: list[tuple[str, str]] = []  # path and reason
+        self.parked: list[tuple[str, str]] = []  # name and reason
         self.failing_since_s: float | None = None
         self.busy_since_s: float | None = None
         self._clock = clock
@@ -109,8 +109,7 @@ class Drainer:
         for name in list(self._queue):
             self._supersede(name)
         self.parked = [
-            (job.local_path if job else name, reason)
-            for name, job, reason in self.spool.parked_jobs()
+            (_name(job) if job else name, reason) for name, job, reason in self.spool.parked_jobs()
         ]
 
     def arrive(self, name: str, job: Job, owner: Any = None) -> None:
@@ -184,16 +183,17 @@ class Drainer:
                 if not isinstance(error, (OSError, LaminTrainError)):
                     reason = "".join(traceback.format_exception(error)).strip()
                 self.spool.park(name, reason)
-                self.parked.append((decided.local_path or decided.action, first_line(error)))
+                self.parked.append((_name(decided), first_line(error)))
                 self._warn(
-                    f"{decided.local_path or decided.action} is set aside: "
-                    f"{first_line(error)}; mend it and run lamin-train sync"
+                    f"{_name(decided)} is set aside: {first_line(error)}; "
+                    "mend it and run lamin-train sync"
                 )
                 return "done"
             self._queue = {name: decided, **self._queue}
             self._wait(error)
             return "waiting"
         self._failures, self.failing_since_s = 0, None
+        self._forget_parked(name, job)
         self.spool.finish(name)
         self._begun.discard(name)
         self._races.pop(name, None)
@@ -259,11 +259,18 @@ class Drainer:
             is_void = other.action == "save" and other.key == job.key
             if is_void and older not in self._begun:
                 self._drop(older)
-        for older, parked, _ in list(self.spool.parked_jobs()) if self.parked else ():
-            # A removal too: it would take the newer checkpoint.
+
+    def _forget_parked(self, name: str, job: Job) -> None:
+        """Drop what was parked before a job of the same key that is done now.
+
+        Published after it, an older save would replace the newer one, and an older removal take it.
+        """
+        if not self.parked or job.action not in ("save", "remove"):
+            return
+        for older, parked, _ in list(self.spool.parked_jobs()):
             if parked is not None and older < name and parked.key == job.key:
                 self.spool.drop(older)
-                self.parked = [entry for entry in self.parked if entry[0] != parked.local_path]
+                self.parked = [entry for entry in self.parked if entry[0] != _name(parked)]
 
     def _make_room(self) -> None:
         if self.limit_bytes is None:
@@ -287,6 +294,13 @@ class Drainer:
         with suppress(OSError):
             self.spool.drop(name)
         self._owners.pop(name, None)
+
+
+def _name(job: Job) -> str:
+    """Name for the user what a job is about."""
+    if job.action == "remove":
+        return f"the removal of {job.local_path}"
+    return job.local_path or ("the end of the run" if job.action == "close" else "run features")
 
 
 class Publisher:
@@ -363,9 +377,8 @@ class Publisher:
         return mine
 
     def left(self) -> list[str]:
-        """Return the local paths of the jobs that are not done, parked ones among them."""
-        waiting = [job.local_path or job.action for job in self._waiting()]
-        return waiting + [path for path, _ in self._drainer.parked]
+        """Name what is not done, parked jobs among it: the local paths of files, in most cases."""
+        return [*map(_name, self._waiting()), *(name for name, _ in self._drainer.parked)]
 
     @contextmanager
     def saving(self) -> Iterator[None]:

@@ -358,3 +358,40 @@ def test_job_that_has_begun_is_not_dropped(drainer, registry, file):
         pass
     assert registry.calls == [("save", "k"), ("save", "k")]
     assert [entry.uid for entry in registry.entries] == ["newer"]
+
+
+def test_what_is_left_is_named_for_the_user(folder, registry, file):
+    """A removal that waits is no file that LaminDB lacks."""
+    registry.fail = away
+    one = Publisher(Spool(folder), registry)
+    one.add(job("b"), file)
+    one.add(job("a", "remove"))
+    one.add(job("", "annotate"))
+    one.add(job("", "close", status="completed"))
+    one.drain(patience_s=0.1)
+    assert one.left() == ["b", "the removal of a", "run features", "the end of the run"]
+    one.close()
+
+
+@pytest.mark.parametrize("action", ["remove", "save"])
+def test_job_that_is_parked_after_a_newer_one_arrived_is_forgotten(drainer, registry, file, action):
+    """Published by a later sync, it would take, or replace, the newer checkpoint."""
+
+    def fail(what, key):
+        if drainer._current[1].uid == "older":
+            raise PermissionError("no")
+
+    add(drainer, job("k", action, uid="older"), None if action == "remove" else file)
+    registry.fail = away
+    drainer.step()  # it has begun, so that the newer one does not drop it
+    add(drainer, job("k", uid="newer"), file)
+    registry.fail = fail
+    while drainer.step(retry_now=True) == "done":
+        pass
+    assert drainer.parked == []
+    registry.fail = None
+    drainer.spool.unpark()
+    drainer.recover()
+    while drainer.step() == "done":
+        pass
+    assert [entry.uid for entry in registry.entries] == ["newer"]
