@@ -158,7 +158,8 @@ def serve_s3(port: int, fail_every: int, stall_every: int, stall_s: float, cut_e
         if environ["REQUEST_METHOD"] in ("PUT", "POST"):
             uploads[0] += 1
             if cut_every and uploads[0] % cut_every == 0:
-                environ["wsgi.input"].read(1000)
+                # half of the body, for the raw stream waits for what lies beyond its end
+                environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0) // 2)
                 environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
                 raise ConnectionResetError("cut")
         if fail_every and calls[0] % fail_every == 0:
