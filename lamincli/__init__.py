@@ -21,10 +21,12 @@ if TYPE_CHECKING:
         ArtifactRemovedEvent,
         ArtifactSavedEvent,
     )
+    from lamincli.references import ArtifactPath
 
 _HOME = {
     "ArtifactEvent": "lamincli.events",
     "ArtifactObserver": "lamincli.events",
+    "ArtifactPath": "lamincli.references",
     "ArtifactRemovedEvent": "lamincli.events",
     "ArtifactSavedEvent": "lamincli.events",
     "Checkpoint": "lamincli.callbacks.checkpoint",
@@ -36,6 +38,7 @@ _HOME = {
 __all__ = [
     "ArtifactEvent",
     "ArtifactObserver",
+    "ArtifactPath",
     "ArtifactRemovedEvent",
     "ArtifactSavedEvent",
     "Checkpoint",

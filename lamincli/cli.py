@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import importlib
 import os
+import pickle
 import re
 import signal
 import sys
@@ -19,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import torch
 import yaml
 from jsonargparse import ArgumentError, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -38,7 +40,8 @@ from lamincli.errors import LaminTrainError, UsageError, did_you_mean
 from lamincli.features import metric_values
 from lamincli.instance import ENVIRONMENT_VARIABLE, connected
 from lamincli.options import CheckpointOptions, FeatureOptions, LaminOptions
-from lamincli.process import is_global_zero
+from lamincli.process import is_global_zero, ranks_began
+from lamincli.references import References, instance_in, is_reference, walk
 from lamincli.spool import left_behind
 
 if TYPE_CHECKING:
@@ -149,6 +152,8 @@ class LaminLightningCLI(LightningCLI):
         self._tracked: TrackedRun | None = None
         self._publishes = False
         self._config_saver: Any = None
+        self._references = References(ranks_began())
+        self._slug: str | None = None
         self.unpublished: list[str] = []
         self._stop = StopOnSignal()
         self._resources = ExitStack()
@@ -219,8 +224,6 @@ class LaminLightningCLI(LightningCLI):
         self._check_values()
         if not is_global_zero():
             return
-        if LaminLightningCLI._open is not None and not LaminLightningCLI._open._is_training():
-            LaminLightningCLI._open.finish()
         from lamincli.source import find_source
 
         if left := left_behind():
@@ -229,7 +232,7 @@ class LaminLightningCLI(LightningCLI):
                 f"{jobs} job{'s' * (jobs > 1)} of {runs} earlier run{'s' * (runs > 1)} "
                 "not in LaminDB yet; publish with: lamin-train sync"
             )
-        slug = self._resources.enter_context(connected(options.instance))
+        slug = self._connect(options.instance)
         from lamincli import tracking
 
         self._tracked = tracking.begin(
@@ -240,10 +243,20 @@ class LaminLightningCLI(LightningCLI):
             argv=sys.argv[1:],
             stage=self.subcommand,
         )
+        self._tracked.use(self._references.artifacts)
         if ckpt_path := self._get(self.config, "ckpt_path"):
             self._tracked.use_file(ckpt_path)
         elif self.subcommand in {"validate", "test", "predict"}:
             console.warn(f"{self.subcommand} without --ckpt_path: the model has its first weights")
+
+    def _connect(self, instance: str | None, create: bool = True) -> str:
+        """Connect the instance, once; a run that was left open in another one is closed before."""
+        left = LaminLightningCLI._open
+        if left is not None and left is not self and not left._is_training():
+            left.finish()
+        if self._slug is None or instance is not None:
+            self._slug = self._resources.enter_context(connected(instance, create))
+        return self._slug
 
     def _end_by(self, error: BaseException) -> NoReturn:
         """Close the run by what ended the job, and end the program as its user expects."""
@@ -349,6 +362,111 @@ class LaminLightningCLI(LightningCLI):
             self._tracked.record_metrics(trainer.callback_metrics)
         except Exception as failure:  # the run must be closed all the same
             console.warn(f"the metrics could not be recorded: {failure}")
+
+    # -- references ------------------------------------------------------------------------
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse, with configs that lie in LaminDB in the place of their references."""
+        words = sys.argv[1:] if args is None else args
+        if isinstance(words, list) and (local := self._with_local_configs(words)) != words:
+            self._args = local
+            self.config = parser.parse_args(local)
+        else:
+            super().parse_arguments(parser, args)
+
+    def _with_local_configs(self, words: list[str]) -> list[str]:
+        local = []
+        for before, word in zip(["", *words], words, strict=False):
+            option, equals, value = word.partition("=")
+            if before in ("-c", "--config") and is_reference(word):
+                option, equals, value = "", "", word
+            elif option not in ("-c", "--config") or not is_reference(value):
+                local.append(word)
+                continue
+            self._connect(instance_in(words), create=False)
+            local.append(option + equals + self._references.local_path(value))
+        return local
+
+    def _parse_ckpt_path(self) -> None:
+        """Look up references, and take the hyper-parameters of the checkpoint, before the run.
+
+        What the user gives wins over the hyper-parameters, and is told where it differs.
+        """
+        self.subcommand = self.config.get("subcommand")
+        mistakes: list[str] = []
+        if self.subcommand:
+            self._look_up("ckpt_path", mistakes)
+            path = self._get(self.config, "ckpt_path")
+            if not mistakes and is_reference(path):
+                path = self._references.local_path(path)
+            if path and Path(path).is_file():
+                self._take_hparams(str(path))
+        for section in ("model", "data"):
+            self._look_up(section, mistakes)
+        if mistakes:
+            raise UsageError.of(mistakes)
+        if self._references.used and is_global_zero():
+            self._resources.enter_context(self._references.shared())
+
+    def _look_up(self, section: str, mistakes: list[str]) -> None:
+        """Pin the references in a part of the config, and see to it that their files are here."""
+
+        def look_up(value: Any) -> Any:
+            try:
+                self._connect(self._lamin_options().instance, create=False)
+                self._references.local_path(value)
+                return self._references.pinned(value)
+            except UsageError as error:
+                mistakes.append(f"{section}: {error}")
+                return value
+
+        config = self._get_config()
+        if section in config:
+            config[section] = walk(config[section], look_up)
+
+    def _take_hparams(self, path: str) -> None:
+        hparams = self._hparams(path)
+        if not hparams:
+            return
+        given = self._given().get("model")
+        class_path = hparams.pop("_class_path", None)
+        model = {"class_path": class_path, "dict_kwargs": hparams} if class_path else hparams
+        try:
+            self.config = self.parser.parse_object({self.subcommand: {"model": model}}, self.config)
+        except SystemExit:
+            console.fail(f"the model takes other arguments than the hyper-parameters of {path}")
+            raise
+        if given is None:
+            return
+        given = given.as_dict() if isinstance(given, Namespace) else {"class_path": given}
+        self.config = self.parser.parse_object({self.subcommand: {"model": given}}, self.config)
+        for name, value in (given.get("init_args", given) or {}).items():
+            if name in hparams and hparams[name] != value:
+                console.say(f"{name} is {value!r}, as given; the checkpoint has {hparams[name]!r}")
+
+    def _hparams(self, path: str) -> dict[str, Any]:
+        """Return the hyper-parameters in a checkpoint, of which only these are read."""
+        weights_only = self._get(self.config, "weights_only") is not False
+        try:
+            with open(path, "rb") as file:
+                maps = file.read(2) == b"PK"  # older checkpoints are read whole
+            content = torch.load(path, weights_only=weights_only, map_location="cpu", mmap=maps)
+        except pickle.UnpicklingError as error:
+            raise UsageError(
+                f"--ckpt_path {path}: {_refused(error)}, and loading it would run code that it "
+                "names. If you trust who made it: --weights_only false."
+            ) from error
+        hparams = dict(content.get("hyper_parameters") or {})
+        hparams.pop("_instantiator", None)
+        return hparams
+
+    def _with_local_paths(self, config: Any) -> Any:
+        config = config.clone()
+        section = config.get(str(self.subcommand), config)
+        for name in ("model", "data", "ckpt_path"):
+            if name in section:
+                section[name] = walk(section[name], self._references.local_path)
+        return config
 
     # -- options ---------------------------------------------------------------------------
 
@@ -494,9 +612,22 @@ class LaminLightningCLI(LightningCLI):
     # -- classes ---------------------------------------------------------------------------
 
     def instantiate_classes(self) -> None:
-        """Begin the run, then instantiate the classes."""
+        """Begin the run, then instantiate the classes, with local paths for references.
+
+        The config that is published keeps the references.
+        """
         self._begin()
-        super().instantiate_classes()
+        if not self._references.used:
+            super().instantiate_classes()
+            return
+        parser, instantiate = self.parser, self.parser.instantiate_classes
+        parser.instantiate_classes = lambda config, *args, **kwargs: instantiate(
+            self._with_local_paths(config), *args, **kwargs
+        )
+        try:
+            super().instantiate_classes()
+        finally:
+            del parser.instantiate_classes
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         if "callbacks" not in config:  # a function without that argument; Lightning warns
@@ -653,6 +784,11 @@ def _why_no_observer(observer: Any) -> str | None:
     if not any(hasattr(kind, f"on_artifact_{what}") for what in ("saved", "removed")):
         return f"{observer['class_path']} has no method on_artifact_saved or on_artifact_removed."
     return None
+
+
+def _refused(error: Exception) -> str:
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return f"it holds {found[1]}" if found else "it holds more than weights"
 
 
 def _import(class_path: str) -> Any:

@@ -19,6 +19,7 @@ from rich.progress import (
 from rich.text import Text
 
 _SHOWN_AFTER_S = 0.5
+_TOLD_FROM_BYTES = 10_000_000
 
 
 def say(message: str) -> None:
@@ -118,6 +119,44 @@ def publishing() -> Iterator[Callable[[int, int], None]]:
         yield show
     finally:
         bar.stop()
+
+
+class _Download:
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._console = _console(stderr=True)
+        columns = (TextColumn("getting {task.description}"), BarColumn(bar_width=24),
+                   DownloadColumn(), TransferSpeedColumn())  # fmt: skip
+        self._bar = Progress(*columns, console=self._console, transient=True)
+        self._task: Any = None
+
+    def start(self, size_bytes: int) -> None:
+        if self._console.is_terminal:
+            self._task = self._bar.add_task(self._label, total=size_bytes)
+            self._bar.start()
+        elif size_bytes > _TOLD_FROM_BYTES:
+            say(f"getting {self._label}, {size_bytes / 1e6:,.0f} MB, from LaminDB")
+
+    def advance(self, size_bytes: int) -> None:
+        if self._task is not None:
+            self._bar.advance(self._task, size_bytes)
+
+    def stop(self) -> None:
+        self._bar.stop()
+
+
+@contextmanager
+def downloading(label: str) -> Iterator[_Download]:
+    """Show how far a download is: bytes and rate.
+
+    Yields:
+        An object to `start` with the number of bytes in all, and to `advance`.
+    """
+    download = _Download(label)
+    try:
+        yield download
+    finally:
+        download.stop()
 
 
 def _console(stderr: bool = False) -> Console:

@@ -5,7 +5,8 @@
     LaminTrainError
     ├── UsageError              what the user typed cannot work; found before training, exit code 2
     │   ├── InstanceError       the LaminDB instance cannot be found, created or reached
-    │   └── RecordError         a feature, project, space or branch does not exist or does not fit
+    │   ├── RecordError         a feature, project, space or branch does not exist or does not fit
+    │   └── LaminReferenceError a reference into LaminDB is malformed, or names nothing, or too much
     ├── MonitorNotLoggedError   the monitored metric was never logged; found by the first save
     ├── ContentChangedError     a file is not any more what was saved; its job is parked
     ├── SpoolCorruptError       a job file does not parse; it is parked
@@ -42,6 +43,10 @@ class InstanceError(UsageError):
 
 class RecordError(UsageError):
     """Report a feature, project, space or branch that does not exist or does not fit."""
+
+
+class LaminReferenceError(UsageError):
+    """Report a reference into LaminDB that names nothing, or more than one thing."""
 
 
 class MonitorNotLoggedError(LaminTrainError):

@@ -151,7 +151,7 @@ def _free_name(folder: Path) -> str:
     """Name an instance after its project, distinct from the others on this machine."""
     project = folder.parent.name if folder.name == DEFAULT_FOLDER.name else folder.name
     name = re.sub(r"[^a-z0-9._-]+", "-", project.lower()).strip("-.") or "lamindb"
-    if name in {slug.split("/")[1] for slug in _known_slugs()}:
+    if name in {slug.split("/")[1] for slug in known_slugs()}:
         name += "-" + hashlib.sha256(str(folder).encode()).hexdigest()[:6]
     return name
 
@@ -243,7 +243,7 @@ def _connect_slug(identifier: str) -> str:
 
 
 def _not_found(slug: str) -> str:
-    known = _known_slugs()
+    known = known_slugs()
     hint = did_you_mean(slug, known) or (f" Known here: {', '.join(known)}." if known else "")
     return (
         f"LaminDB instance {slug} not found.{hint} "
@@ -251,7 +251,8 @@ def _not_found(slug: str) -> str:
     )
 
 
-def _known_slugs() -> list[str]:
+def known_slugs() -> list[str]:
+    """Return the instances that were connected on this machine, owner/name each."""
     from lamindb_setup.core._settings_store import settings_dir
 
     files = settings_dir.glob("instance--*--*.env")

@@ -3,6 +3,7 @@
 import os
 import socket
 from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,14 @@ def is_global_zero() -> bool:
                 return True
             break
     return int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))) == 0
+
+
+def ranks_began() -> datetime | None:
+    """Return when the ranks of this job were started, by a launcher outside; else `None`."""
+    sizes = (os.environ.get(name, "1") for name in ("WORLD_SIZE", "SLURM_NTASKS"))
+    if all(size == "1" for size in sizes):
+        return None
+    return datetime.fromtimestamp(psutil.Process().create_time(), timezone.utc)
 
 
 def _started_s(pid: int) -> float:

@@ -90,6 +90,25 @@ class TrackedRun:
             return None
         return str(artifact.uid) if artifact else None
 
+    def use(self, artifacts: Mapping[str, Any]) -> None:
+        """Make artifacts inputs of the run.
+
+        Args:
+            artifacts: The artifacts, of any instance, by the references that were typed for them.
+        """
+        from lamindb.models._lineage import track_run_inputs
+
+        if not artifacts:
+            return
+        with _silent_lamindb():
+            for artifact in artifacts.values():
+                track_run_inputs(artifact, is_run_input=True, run=self.record)
+        extra = dict(self.record.extra_data or {})
+        references = {text: str(artifact.uid) for text, artifact in artifacts.items()}
+        extra[EXTRA_DATA_KEY] = {**extra[EXTRA_DATA_KEY], "references": references}
+        self.record.extra_data = extra
+        self.record.save()
+
     def use_file(self, path: str) -> None:
         """Make the artifact that a local file is a copy of an input of the run, if there is one."""
         from lamindb.models._lineage import track_run_inputs

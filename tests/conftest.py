@@ -132,3 +132,28 @@ print("RECORD" + json.dumps(runs))
         return [SimpleNamespace(**run) for run in json.loads(text)]
 
     return read
+
+
+@pytest.fixture
+def s3(ln: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
+    """Give a function that makes a bucket the default storage of the instance."""
+    from servers import S3_ENVIRONMENT, s3_server
+
+    for name, value in S3_ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    before = ln.setup.settings.instance._storage
+    stack: list[Any] = []
+
+    def start(**faults: Any) -> str:
+        server = s3_server(**faults)
+        url = server.__enter__()
+        stack.append(server)
+        root = f"s3://bucket/{len(stack)}?endpoint_url={url}"
+        ln.Storage(root=root).save()
+        ln.settings.storage = root
+        return url
+
+    yield start
+    ln.setup.settings.instance._storage = before
+    for server in stack:
+        server.__exit__(None, None, None)

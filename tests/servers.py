@@ -114,7 +114,12 @@ def postgres_server() -> Iterator[Postgres]:
 
 @contextmanager
 def s3_server(
-    fail_every: int = 0, stall_every: int = 0, stall_s: float = 0, cut_every: int = 0
+    fail_every: int = 0,
+    stall_every: int = 0,
+    stall_s: float = 0,
+    cut_every: int = 0,
+    cut_downloads_every: int = 0,
+    log: str = "",
 ) -> Iterator[str]:
     """Start an S3 server with a bucket; yields its URL.
 
@@ -123,11 +128,13 @@ def s3_server(
         stall_every: Answer every so many calls late.
         stall_s: How late.
         cut_every: Close the connection of every so many uploads half-way.
+        cut_downloads_every: Close the connection of every so many downloads half-way.
+        log: A file to which to write a line for every call.
     """
     port = free_port()
-    words = [str(port), str(fail_every), str(stall_every), str(stall_s), str(cut_every)]
+    words = [port, fail_every, stall_every, stall_s, cut_every, cut_downloads_every, log]
     process = subprocess.Popen(
-        [sys.executable, __file__, "s3", *words],
+        [sys.executable, __file__, "s3", *map(str, words)],
         env={**os.environ, **S3_ENVIRONMENT},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -140,7 +147,15 @@ def s3_server(
         process.wait()
 
 
-def serve_s3(port: int, fail_every: int, stall_every: int, stall_s: float, cut_every: int) -> None:
+def serve_s3(
+    port: int,
+    fail_every: int,
+    stall_every: int,
+    stall_s: float,
+    cut_every: int,
+    cut_downloads_every: int,
+    log: str,
+) -> None:
     import logging
 
     import boto3
@@ -149,12 +164,20 @@ def serve_s3(port: int, fail_every: int, stall_every: int, stall_s: float, cut_e
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     app = DomainDispatcherApplication(create_backend_app)
-    calls, uploads, is_faulty = [0], [0], [False]
+    calls, uploads, downloads, is_faulty = [0], [0], [0], [False]
+
+    def half(body: bytes, connection: socket.socket) -> Iterator[bytes]:
+        yield body[: len(body) // 2]
+        connection.shutdown(socket.SHUT_RDWR)
+        raise ConnectionResetError("cut")
 
     def faulty(environ, start_response):  # type: ignore[no-untyped-def]
         if not is_faulty[0]:
             return app(environ, start_response)
         calls[0] += 1
+        if log:
+            with open(log, "a") as file:
+                file.write(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}\n")
         if environ["REQUEST_METHOD"] in ("PUT", "POST"):
             uploads[0] += 1
             if cut_every and uploads[0] % cut_every == 0:
@@ -162,6 +185,11 @@ def serve_s3(port: int, fail_every: int, stall_every: int, stall_s: float, cut_e
                 environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0) // 2)
                 environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
                 raise ConnectionResetError("cut")
+        if environ["REQUEST_METHOD"] == "GET" and environ["PATH_INFO"].count("/") > 1:
+            downloads[0] += 1
+            if cut_downloads_every and downloads[0] % cut_downloads_every == 0:
+                body = b"".join(app(environ, start_response))
+                return half(body, environ["werkzeug.socket"])
         if fail_every and calls[0] % fail_every == 0:
             body = b"<Error><Code>SlowDown</Code><Message>Reduce your rate</Message></Error>"
             start_response("503 Slow Down", [("Content-Type", "application/xml")])
@@ -297,8 +325,8 @@ if __name__ == "__main__":
     given = parser.parse_args()
     os.nice(19)  # it stands for another machine, and shall not take the processor of this one
     if given.what == "s3":
-        a, b, c, d, e = given.words
-        serve_s3(int(a), int(b), int(c), float(d), int(e))
+        a, b, c, d, e, f, log = given.words
+        serve_s3(int(a), int(b), int(c), float(d), int(e), int(f), log)
     else:
         a, b, c = given.words
         serve_proxy(int(a), int(b), float(c))

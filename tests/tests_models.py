@@ -4,11 +4,14 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader, TensorDataset
+
+from lamincli import ArtifactPath
 
 
 class TinyModel(pl.LightningModule):
@@ -88,3 +91,18 @@ class Raise:
 
     def on_artifact_saved(self, event):
         raise RuntimeError("the model registry is down")
+
+
+class FileData(TinyData):
+    """Data from files: paths of several types, at several depths."""
+
+    def __init__(
+        self,
+        file: str = "",
+        path: Path | None = None,
+        artifact: ArtifactPath | None = None,
+        files: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.file, self.path, self.artifact, self.files = file, path, artifact, files

@@ -306,7 +306,19 @@ class Checkpoint(ll.Checkpoint):
             is_best=is_best,
             mode=self.mode,
             features=self._by_uid(values or {}),
+            notes=self._notes(trainer) if is_checkpoint else {},
         )
+
+    def _notes(self, trainer: pl.Trainer) -> dict[str, Any]:
+        """Return what a checkpoint is known by where there are no features."""
+        score = None if self.current_score is None else float(self.current_score)
+        return {
+            "monitor": self.monitor,
+            "mode": self.mode,
+            "score": score if score is not None and math.isfinite(score) else None,
+            "epoch": trainer.current_epoch,
+            "step": trainer.global_step,
+        }
 
     def _by_uid(self, values: dict[Any, Any]) -> dict[str, Any]:
         """Return values by the uids of their features; what no database stores is left out."""

@@ -144,7 +144,7 @@ class LaminRegistry:
         else:
             artifact = self._new_row(job, file, run, revised)
         if job.callback:
-            about = {"checkpoint": job.callback, "saved_at": job.at}
+            about = {**job.notes, "checkpoint": job.callback, "saved_at": job.at}
             artifact.extra_data = {EXTRA_DATA_KEY: about}
         return artifact
 

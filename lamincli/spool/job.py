@@ -41,6 +41,7 @@ class Job:
         is_best: Whether it was the best checkpoint when it was saved.
         mode: ``min`` or ``max``, which of the scores is the best.
         features: Uids of features and their values, for the artifact or the run.
+        notes: What else the artifact's `extra_data` shall hold: monitor, score and step.
         status: How the run ended, for ``close``.
         doomed: Uids of artifacts that are being deleted, and the places of their files.
     """
@@ -66,6 +67,7 @@ class Job:
     is_best: bool = False
     mode: str = "min"
     features: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
     status: str = ""
     doomed: dict[str, str] = field(default_factory=dict)
 

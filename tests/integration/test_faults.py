@@ -9,7 +9,7 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
-from servers import S3_ENVIRONMENT, create_instance, postgres_server, s3_server
+from servers import create_instance, postgres_server
 
 from lamincli.commands import sync
 
@@ -105,31 +105,6 @@ def test_database_that_stays_away(postgres, shell, record, project):
 
 
 # -- S3 that fails --------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def s3(ln, monkeypatch):
-    """Give a function that makes a bucket the default storage of the instance."""
-    from lamindb_setup.core.upath import get_user_aws_options_manager  # noqa: F401
-
-    for name, value in S3_ENVIRONMENT.items():
-        monkeypatch.setenv(name, value)
-    before = ln.setup.settings.instance._storage
-    stack = []
-
-    def start(**faults):
-        server = s3_server(**faults)
-        url = server.__enter__()
-        stack.append(server)
-        root = f"s3://bucket/{len(stack)}?endpoint_url={url}"
-        ln.Storage(root=root).save()
-        ln.settings.storage = root
-        return url
-
-    yield start
-    ln.setup.settings.instance._storage = before
-    for server in stack:
-        server.__exit__(None, None, None)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ def test_public_names():
     assert lamincli.__all__ == [
         "ArtifactEvent",
         "ArtifactObserver",
+        "ArtifactPath",
         "ArtifactRemovedEvent",
         "ArtifactSavedEvent",
         "Checkpoint",
@@ -66,7 +67,7 @@ ROOMS = [
     ["errors", "options", "redaction", "features", "process", "source", "log", "hub", "console"],
     ["instance", "events", "spool"],
     ["registry"],
-    ["publisher"],
+    ["publisher", "references"],
     ["tracking"],
     ["callbacks", "commands", "demo"],
     ["cli"],

@@ -1,0 +1,522 @@
+"""References into LaminDB: what a user types in the place of a path, and the file it stands for.
+
+::
+
+    lamin:artifact/<uid>[/<subpath>]
+    lamin:artifact/key/<key>[/<subpath>][?version=&space=&branch=]
+    lamin:run/<RUN>/best | last | rank/<k> | <file name>      a checkpoint, or any output
+    lamin:run/<RUN>/config | hparams | metrics | report
+    lamin://<owner>/<instance>/...                            the same in another instance
+
+RUN is the uid of a run, an unambiguous prefix of one, or ``latest`` for the latest training. The
+artifact forms are the ecosystem's own and are read by its own parser. Parsing touches no database,
+and neither parsing nor resolving executes anything that comes from one.
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path, PurePath
+from typing import Any
+
+from jsonargparse import Namespace
+from jsonargparse.typing import register_type
+
+from lamincli.errors import LaminReferenceError, did_you_mean, first_line
+from lamincli.process import is_global_zero
+
+SCHEME = "lamin:"
+LATEST = "latest"
+_PINS_VARIABLE = "LAMIN_TRAIN_REFERENCES"
+_RECORDS = ("config", "hparams", "metrics", "report")
+_DESCRIPTIONS = {"config": "Lightning CLI config", "hparams": "Lightning run hyperparameters"}
+_FORMS = (
+    "lamin:artifact/<uid>, lamin:artifact/key/<key>, or lamin:run/<run>/ followed by "
+    "best, last, rank/<k>, config, hparams, metrics, report or a file name"
+)
+
+
+def is_reference(value: Any) -> bool:
+    """Tell whether a value of the config stands for something in LaminDB."""
+    return isinstance(value, (str, PurePath)) and str(value).startswith(SCHEME)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A reference that is well formed; whether it names anything, the database knows.
+
+    Args:
+        text: As the user wrote it.
+        instance: The instance, owner/name; `None` for the connected one.
+        entity: ``artifact`` or ``run``.
+        parts: What follows the entity, split at slashes.
+        uri: The official form of an artifact's reference, with ``{}`` for the instance.
+    """
+
+    text: str
+    instance: str | None
+    entity: str
+    parts: tuple[str, ...]
+    uri: str = ""
+
+    @classmethod
+    def parse(cls, value: Any) -> "Reference":
+        """Read a reference without touching a database.
+
+        Raises:
+            LaminReferenceError: It is not well formed.
+        """
+        text = str(value)
+        instance = None
+        rest = text.removeprefix(SCHEME)
+        if rest.startswith("/"):  # one slash of the two is lost where it went through a Path
+            owner, _, rest = rest.lstrip("/").partition("/")
+            name, _, rest = rest.partition("/")
+            instance = f"{owner}/{name}"
+        entity, _, path = rest.partition("/")
+        if entity == "artifact":
+            return cls(text, instance, entity, tuple(path.split("/")), _checked_uri(text, rest))
+        if entity != "run":
+            hint = did_you_mean(entity, ["artifact", "run"])
+            raise LaminReferenceError(f"{text}: {entity!r} is neither artifact nor run.{hint}")
+        parts = tuple(path.split("/"))
+        if len(parts) < 2 or not all(parts) or {".", ".."} & set(parts):
+            raise LaminReferenceError(f"{text} is incomplete. Write {_FORMS}.")
+        if parts[1] == "rank" and (len(parts) != 3 or not parts[2].isdecimal()):
+            raise LaminReferenceError(f"{text}: a rank is a number, 0 for the best: rank/0.")
+        return cls(text, instance, entity, parts)
+
+
+def _checked_uri(text: str, rest: str) -> str:
+    from lamin_cli._uri import InvalidLaminUri, parse_lamin_uri
+
+    try:
+        parse_lamin_uri(f"lamin://owner/instance/{rest}")
+    except InvalidLaminUri as error:
+        raise LaminReferenceError(f"{text}: {first_line(error)}") from error
+    return f"lamin://{{}}/{rest}"
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What a reference stands for.
+
+    Args:
+        reference: The reference.
+        pinned: The same, exact for ever: with the uid of one artifact.
+        artifact: The artifact; `None` for the metrics of a run.
+        subpath: A path within the artifact.
+        run: The run, where the reference names one.
+    """
+
+    reference: Reference
+    pinned: str
+    artifact: Any
+    subpath: str = ""
+    run: Any = None
+
+    def local_path(self) -> Path:
+        """Return the file or folder on this machine; it is downloaded if it is not here."""
+        from lamincli.registry import download
+
+        if self.artifact is None:
+            return download.write_cached(
+                f"metrics-{self.run.uid}.json", json.dumps(_metrics(self.run), indent=1)
+            )
+        return download.fetch(self.artifact, self.subpath)
+
+
+@dataclass
+class References:
+    """The references of one job. Each is looked up once, and what was used is remembered.
+
+    Args:
+        started_before: Runs that began later are not the latest one, so that all ranks of a job
+            agree although one of them begins a run.
+    """
+
+    started_before: datetime | None = None
+    used: dict[str, Resolved] = field(default_factory=dict)
+    _known: dict[str, Resolved] = field(default_factory=dict)
+    _paths: dict[str, str] = field(default_factory=dict)
+
+    def resolve(self, value: Any) -> Resolved:
+        """Look up what a reference stands for.
+
+        Raises:
+            LaminReferenceError: It is not well formed, or names nothing or more than one thing.
+        """
+        text = str(value)
+        if text not in self._known:
+            pins = {} if is_global_zero() else json.loads(os.environ.get(_PINS_VARIABLE, "{}"))
+            found = self._look_up(Reference.parse(pins.get(text, text)))
+            self.used[text] = self._known[text] = self._known[found.pinned] = found
+        return self._known[text]
+
+    def local_path(self, value: Any) -> str:
+        """Return the path on this machine for a reference."""
+        found = self.resolve(value)
+        if found.pinned not in self._paths:
+            self._paths[found.pinned] = str(found.local_path())
+        return self._paths[found.pinned]
+
+    def pinned(self, value: Any) -> str:
+        """Return the reference with the exact artifact."""
+        return self.resolve(value).pinned
+
+    @property
+    def artifacts(self) -> dict[str, Any]:
+        """The artifacts that were used, by the reference that was typed."""
+        return {text: one.artifact for text, one in self.used.items() if one.artifact is not None}
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Let the processes that this one starts take the references for what they are here."""
+        before = os.environ.get(_PINS_VARIABLE)
+        os.environ[_PINS_VARIABLE] = json.dumps({text: r.pinned for text, r in self.used.items()})
+        try:
+            yield
+        finally:
+            if before is None:
+                os.environ.pop(_PINS_VARIABLE, None)
+            else:
+                os.environ[_PINS_VARIABLE] = before
+
+    def _look_up(self, reference: Reference) -> Resolved:
+        import lamindb as ln
+
+        here = str(ln.setup.settings.instance.slug)
+        slug = reference.instance or here
+        prefix = SCHEME if slug == here else f"{SCHEME}//{slug}/"
+        query = _queries(reference.text, slug, here)
+        run = None
+        if reference.entity == "artifact":
+            artifact, subpath = _artifact(reference, slug, query)
+        else:
+            word = reference.parts[0]
+            run = find_run(word, query(ln.Run), slug, self.started_before, reference.text)
+            what = "/".join(reference.parts[1:])
+            if what == "metrics":
+                if not _metrics(run):
+                    raise LaminReferenceError(
+                        f"{reference.text}: run {run.uid} has logged no metrics."
+                    )
+                return Resolved(reference, f"{prefix}run/{run.uid}/metrics", None, run=run)
+            artifact, subpath = _of_run(reference.text, run, what, query(ln.Artifact)), ""
+        pinned = f"{prefix}artifact/{artifact.uid}" + (f"/{subpath}" if subpath else "")
+        return Resolved(reference, pinned, artifact, subpath, run)
+
+
+def _queries(text: str, slug: str, here: str) -> Callable[[Any], Any]:
+    """Return a function that gives the query set of a registry in an instance, not switching."""
+    from django.db import Error
+    from lamindb_setup.errors import InstanceNotFoundError
+
+    def query(registry: Any) -> Any:
+        if slug == here:
+            return registry.filter()
+        try:
+            return registry.connect(slug).filter()
+        except (InstanceNotFoundError, OSError, Error, ValueError) as error:
+            from lamincli.instance import known_slugs
+
+            hint = did_you_mean(slug, known_slugs())
+            raise LaminReferenceError(
+                f"{text}: instance {slug} cannot be read: {first_line(error)}.{hint}"
+            ) from error
+
+    return query
+
+
+def _artifact(reference: Reference, slug: str, query: Callable[[Any], Any]) -> tuple[Any, str]:
+    import lamindb as ln
+    from lamin_cli._uri import UnresolvableLaminUri, resolve_lamin_uri
+
+    artifacts = query(ln.Artifact)
+    try:
+        found = resolve_lamin_uri(reference.uri.format(slug))
+    except UnresolvableLaminUri as error:
+        first = reference.parts[0]
+        if first == "key":
+            wanted = "/".join(reference.parts[1:]).partition("?")[0]
+            name = wanted.rpartition("/")[2]
+            keys = artifacts.filter(is_latest=True).exclude(key=None).order_by("-id")
+            near = keys.filter(key__icontains=name).values_list("key", flat=True)[:1000]
+            others = keys.values_list("key", flat=True)[:1000]
+            hint = did_you_mean(wanted, [*near, *others])
+        else:
+            near = artifacts.filter(uid__startswith=first[:4]).values_list("uid", flat=True)
+            hint = did_you_mean(first, near[:1000])
+        raise LaminReferenceError(f"{reference.text}: {first_line(error)}{hint}") from error
+    return found.artifact, "" if found.subpath is None else str(found.subpath)
+
+
+def find_run(
+    word: str, runs: Any, slug: str, started_before: datetime | None = None, text: str = ""
+) -> Any:
+    """Find the run that a uid, a prefix of one, or ``latest`` names.
+
+    Args:
+        word: What the user typed.
+        runs: The query set to search.
+        slug: The instance, for the message.
+        started_before: Leave out what began later, for ``latest``.
+        text: What the message begins with; the word itself by default.
+
+    Raises:
+        LaminReferenceError: There is none, or more than one.
+    """
+    from lamincli.registry.lamin import EXTRA_DATA_KEY
+
+    text = text or word
+    if word == LATEST:
+        stage = f"extra_data__{EXTRA_DATA_KEY}__stage"
+        trainings = runs.filter(extra_data__has_key=EXTRA_DATA_KEY).exclude(
+            **{f"{stage}__in": ["validate", "test", "predict"]}
+        )
+        if started_before is not None:
+            trainings = trainings.filter(started_at__lt=started_before)
+        if (latest := trainings.order_by("-started_at").first()) is None:
+            raise LaminReferenceError(f"{text}: there is no training in {slug} yet.")
+        return latest
+    # SQLite does not tell small letters from capitals here.
+    near = [run for run in runs.filter(uid__startswith=word)[:50] if run.uid.startswith(word)]
+    exact = [run for run in near if run.uid == word]
+    if len(found := exact or near) == 1:
+        return found[0]
+    if near:
+        listed = ", ".join(run.uid for run in near[:5])
+        raise LaminReferenceError(f"{text}: {word} may be any of {listed}. Write more of the uid.")
+    latest_uids = list(runs.order_by("-started_at").values_list("uid", flat=True)[:1000])
+    hint = did_you_mean(word, latest_uids) or (
+        f" The latest: {', '.join(latest_uids[:3])}." if latest_uids else ""
+    )
+    raise LaminReferenceError(f"{text}: no run in {slug} has a uid that begins with {word}.{hint}")
+
+
+# -- what a run has ---------------------------------------------------------------------------
+
+
+def _metrics(run: Any) -> dict[str, Any]:
+    return dict((run.extra_data or {}).get("metrics") or {})
+
+
+def _of_run(text: str, run: Any, what: str, artifacts: Any) -> Any:
+    """Find the artifact of a run that a word or a file name stands for."""
+    from django.db.models import Q
+
+    if what == "report":
+        # The log is an artifact of a kind that queries leave out.
+        report = type(run)._meta.get_field("report").related_model.objects
+        if found := report.using(run._state.db).filter(id=run.report_id).first():
+            return found
+        raise LaminReferenceError(f"{text}: run {run.uid} has no report; it is written at its end.")
+    if what in _DESCRIPTIONS:
+        used = set(_recorded_references(run).values())
+        mine = artifacts.filter(Q(input_of_runs=run) | Q(run=run) | Q(recreating_runs=run))
+        found = list(mine.filter(description=_DESCRIPTIONS[what]).distinct().order_by("-id"))
+        own = [artifact for artifact in found if artifact.uid not in used]
+        if found:
+            return (own or found)[0]
+        raise LaminReferenceError(f"{text}: run {run.uid} has published no {what}.")
+    outputs = artifacts.filter(Q(run=run) | Q(recreating_runs=run)).distinct()
+    outputs = outputs.select_related("storage")
+    if what in ("best", "last") or what.startswith("rank/"):
+        checkpoints = list(_checkpoints(outputs.filter(kind="model")))
+        if not checkpoints:
+            raise LaminReferenceError(f"{text}: run {run.uid} has published no checkpoint.")
+        return _chosen(text, run, what, checkpoints)
+    name = what.rpartition("/")[2]
+    everything = list(outputs.filter(key__endswith=name))
+    same = [a for a in everything if a.key == what or a.key.endswith(f"/{what}")]
+    if len(same) == 1:
+        return same[0]
+    if same:
+        listed = " or ".join(f"lamin:artifact/{a.uid} ({a.key})" for a in same[:5])
+        raise LaminReferenceError(
+            f"{text}: run {run.uid} has several of that name. Write {listed}."
+        )
+    names = [str(key).rpartition("/")[2] for key in outputs.values_list("key", flat=True)]
+    hint = did_you_mean(what, [*names, "best", "last", *_RECORDS])
+    hint = hint or (f" It has {', '.join(names[:8])}." if names else "")
+    raise LaminReferenceError(f"{text}: run {run.uid} has no output of that name.{hint}")
+
+
+def _recorded_references(run: Any) -> dict[str, str]:
+    from lamincli.registry.lamin import EXTRA_DATA_KEY
+
+    record = (run.extra_data or {}).get(EXTRA_DATA_KEY) or {}
+    return dict(record.get("references") or {})
+
+
+@dataclass
+class _Checkpoint:
+    artifact: Any
+    callback: str
+    monitor: str | None
+    mode: str | None
+    score: float | None
+    is_best: bool
+    is_last: bool
+    rank: int | None
+    order: tuple[str, int]
+
+    @property
+    def name(self) -> str:
+        return str(self.artifact.key).rpartition("/")[2]
+
+    def __str__(self) -> str:
+        score = "" if self.score is None else f", {self.monitor}={self.score:.4g}"
+        return self.name + score
+
+
+def _checkpoints(artifacts: Any) -> Iterator[_Checkpoint]:
+    """Return checkpoints with what their features say, or where those are absent our own notes."""
+    from lamindb.models import ArtifactJsonValue
+
+    from lamincli.registry.lamin import EXTRA_DATA_KEY
+
+    found = list(artifacts)
+    rows = ArtifactJsonValue.objects.using(artifacts.db).filter(
+        artifact_id__in=artifacts.order_by().values("id"),
+        jsonvalue__feature__type__name="lamindb.lightning",
+    )
+    values: dict[int, dict[str, Any]] = {}
+    for owner, name, value in rows.values_list(
+        "artifact_id", "jsonvalue__feature__name", "jsonvalue__value"
+    ):
+        values.setdefault(owner, {})[name] = value
+    for artifact in found:
+        features = values.get(artifact.id, {})
+        notes = (artifact.extra_data or {}).get(EXTRA_DATA_KEY) or {}
+        yield _Checkpoint(
+            artifact,
+            callback=notes.get("checkpoint") or str(artifact.key).rpartition("/")[0],
+            monitor=notes.get("monitor"),
+            mode=notes.get("mode"),
+            score=features.get("score", notes.get("score")),
+            is_best=features.get("is_best_model") is True,
+            is_last=features.get("is_last_model") is True,
+            rank=features.get("model_rank"),
+            order=(notes.get("saved_at") or "", artifact.id),
+        )
+
+
+def _chosen(text: str, run: Any, what: str, checkpoints: list[_Checkpoint]) -> Any:
+    if what == "last":
+        flagged = [one for one in checkpoints if one.is_last]
+        return max(flagged or checkpoints, key=lambda one: one.order).artifact
+    callbacks: dict[str, list[_Checkpoint]] = {}
+    for one in checkpoints:
+        callbacks.setdefault(one.callback, []).append(one)
+    k = 0 if what == "best" else int(what.removeprefix("rank/"))
+    found = [one for group in callbacks.values() for one in _ranked(group, what, k)]
+    if len(found) == 1:
+        return found[0].artifact
+    names = ", ".join(one.name for one in checkpoints[-8:])
+    if found:
+        each = " or ".join(f"lamin:artifact/{one.artifact.uid} ({one})" for one in found)
+        raise LaminReferenceError(
+            f"{text}: run {run.uid} ranks by more than one metric. Write {each}."
+        )
+    if what == "best":
+        raise LaminReferenceError(
+            f"{text}: the checkpoints of run {run.uid} have no scores. "
+            f"Write last, or one of {names}."
+        )
+    raise LaminReferenceError(
+        f"{text}: run {run.uid} has no checkpoint of rank {k}: it has {names}."
+    )
+
+
+def _ranked(group: list[_Checkpoint], what: str, k: int) -> list[_Checkpoint]:
+    """Return the checkpoint of a rank among those of one callback, by features, else by scores."""
+    if what == "best" and (flagged := [one for one in group if one.is_best]):
+        return flagged[:1]
+    if any(one.rank is not None for one in group):
+        return [one for one in group if one.rank == k][:1]
+    scored = [one for one in group if one.score is not None and one.mode is not None]
+    sign = -1 if scored and scored[0].mode == "max" else 1
+    scored.sort(key=lambda one: (sign * float(one.score or 0), one.order))
+    return scored[k : k + 1]
+
+
+# -- values of the config ---------------------------------------------------------------------
+
+
+def walk(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Return a copy of a nested value in which every reference is changed."""
+    if is_reference(value):
+        return change(value)
+    if isinstance(value, ArtifactPath):
+        return ArtifactPath(walk(value.reference, change))
+    if isinstance(value, Namespace):
+        changed = {name: walk(item, change) for name, item in vars(value).items()}
+        return Namespace(changed)  # type: ignore[no-untyped-call]
+    if isinstance(value, dict):
+        return {name: walk(item, change) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(walk(item, change) for item in value)
+    return value
+
+
+class ArtifactPath(os.PathLike[str]):
+    """A path that may be a reference; for annotations, as in ``data: ArtifactPath``.
+
+    Where it is parsed, a malformed reference and a missing local path are refused. Where it is
+    used as a path (``open``, ``Path``, ``str``), it is the file or folder on this machine,
+    downloaded on first use. So it works in `load_from_checkpoint` too, without a command line.
+
+    Args:
+        reference: A reference or a local path.
+
+    Raises:
+        ValueError: The reference is malformed, or the path does not exist.
+    """
+
+    def __init__(self, reference: "str | os.PathLike[str]") -> None:
+        self.reference = str(getattr(reference, "reference", reference))
+        self._local: str | None = None
+        if is_reference(self.reference):
+            try:
+                Reference.parse(self.reference)
+            except LaminReferenceError as error:
+                raise ValueError(str(error)) from error
+        elif not Path(self.reference).exists():
+            raise ValueError(f"{self.reference}: there is no such file or folder.")
+
+    def __fspath__(self) -> str:
+        """Return the path on this machine."""
+        if not is_reference(self.reference):
+            return self.reference
+        if self._local is None:
+            self._local = References().local_path(self.reference)
+        return self._local
+
+    def __str__(self) -> str:
+        return self.__fspath__()
+
+    def __repr__(self) -> str:
+        return f"ArtifactPath({self.reference!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ArtifactPath) and other.reference == self.reference
+
+    def __hash__(self) -> int:
+        return hash(self.reference)
+
+
+register_type(ArtifactPath, serializer=lambda path: path.reference)
+
+
+def instance_in(argv: list[str]) -> str | None:
+    """Find the instance among words that are not parsed yet, for a config that lies in it."""
+    found = None
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        if match := re.fullmatch(r"--(?:lamin\.)?instance(?:=(.*))?", word):
+            found = match[1] if match[1] is not None else following
+    return found

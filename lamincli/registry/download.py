@@ -1,0 +1,162 @@
+"""Files of artifacts on this machine: in place where the storage is mounted, else downloaded once.
+
+A download lies in the cache of lamindb in a folder named by the artifact's uid, so that what is
+there is never another version. It gets its name when it is complete and is what was registered.
+"""
+
+import os
+import shutil
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+from fsspec.callbacks import Callback
+from lamindb_setup.core.upath import LocalPathClasses
+
+from lamincli import console
+from lamincli.errors import LaminReferenceError, first_line
+from lamincli.registry.outages import verdict
+from lamincli.registry.storage import describe
+
+_ATTEMPTS = 5
+_VERIFIED = {"md5", "sha1-fl", "md5-d"}
+
+
+def fetch(artifact: Any, subpath: str = "") -> Path:
+    """Return an artifact as a local file or folder.
+
+    Args:
+        artifact: The artifact, of any instance.
+        subpath: A path within it, if it is a folder.
+
+    Raises:
+        LaminReferenceError: It is not in its storage, cannot be downloaded, or is not any more what
+            was registered.
+    """
+    place = artifact.path / subpath if subpath else artifact.path
+    if isinstance(place, LocalPathClasses):
+        if not place.exists():
+            raise LaminReferenceError(
+                f"artifact {artifact.uid}: {place} is not there. Is it mounted?"
+            )
+        return Path(place)
+    whole = _cached(artifact.uid) / _name(artifact)
+    target = whole / subpath if subpath else whole
+    if not target.resolve().is_relative_to(whole.resolve()):
+        raise LaminReferenceError(f"artifact {artifact.uid}: {subpath} leads out of it.")
+    if not _is_here(target, subpath):
+        from filelock import FileLock
+
+        from lamincli.instance import lock_path
+
+        with FileLock(lock_path(f"get{artifact.uid}")):  # others of this machine wait, and find it
+            if not _is_here(target, subpath):
+                _download(artifact, place, target, is_whole=not subpath)
+    return target
+
+
+def write_cached(name: str, text: str) -> Path:
+    """Write a small file into the cache and return its path."""
+    path = _cached("records") / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = _part(path)
+    part.write_text(text)
+    part.replace(path)
+    return path
+
+
+def _cached(folder: str) -> Path:
+    import lamindb as ln
+
+    return Path(ln.setup.settings.cache_dir) / "lamin-train" / folder
+
+
+def _name(artifact: Any) -> str:
+    """Return a file name for an artifact; a key from a database never leads anywhere else."""
+    name = str(artifact.key or "").rstrip("/").rpartition("/")[2]
+    return f"{artifact.uid}{artifact.suffix}" if name in ("", ".", "..") or "\\" in name else name
+
+
+def _is_here(target: Path, subpath: str) -> bool:
+    """Tell whether the cache has it. A file that has its name is complete; a folder has a mark."""
+    whole = target.parents[len(Path(subpath).parts) - 1] if subpath else target
+    return target.is_file() or (target.exists() and any(_mark(p).exists() for p in (target, whole)))
+
+
+def _mark(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.complete")
+
+
+def _download(artifact: Any, place: Any, target: Path, is_whole: bool) -> None:
+    label = str(artifact.key or artifact.uid).rpartition("/")[2]
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            with console.downloading(label) as bar:
+                _download_once(place, target, bar)
+            break
+        except FileNotFoundError as error:
+            raise LaminReferenceError(f"artifact {artifact.uid}: {place} is not there.") from error
+        except Exception as error:
+            if attempt == _ATTEMPTS or verdict(error) == "park":
+                raise LaminReferenceError(
+                    f"artifact {artifact.uid} cannot be downloaded: {first_line(error)}"
+                ) from error
+            console.warn(f"{label}: {first_line(error)}; trying again")
+            time.sleep(min(2.0**attempt / 4, 10))
+    if not is_whole or artifact._hash_type not in _VERIFIED:
+        return
+    if (found := describe(target)["hash"]) != artifact.hash:
+        shutil.rmtree(target) if target.is_dir() else target.unlink()
+        _mark(target).unlink(missing_ok=True)
+        raise LaminReferenceError(
+            f"artifact {artifact.uid}: what lies at {place} has the hash {found} and was "
+            f"registered with {artifact.hash}. Something wrote over it."
+        )
+
+
+def _download_once(place: Any, target: Path, bar: Any) -> None:
+    """Get a file, or the files of a folder that are not here yet."""
+    files = place.fs
+    files.invalidate_cache()
+    root = place.path.rstrip("/")
+    found = files.find(root, detail=True)
+    if not found:
+        raise FileNotFoundError(place)
+    is_file = list(found) == [root]
+    wanted = {}
+    for remote, about in found.items():
+        local = target if is_file else target / remote[len(root) :].lstrip("/")
+        if not local.resolve().is_relative_to(target.resolve()):
+            raise LaminReferenceError(f"{remote} leads out of {place}.")
+        if not (local.is_file() and local.stat().st_size == about["size"]):
+            wanted[remote] = (local, about["size"])
+    bar.start(sum(size for _, size in wanted.values()))
+    for remote, (local, size) in wanted.items():
+        local.parent.mkdir(parents=True, exist_ok=True)
+        part = _part(local)
+        try:
+            files.get_file(remote, str(part), callback=_Advance(bar))
+            if (arrived := part.stat().st_size) != size:
+                raise ConnectionError(f"{arrived} of {size} bytes of {remote} arrived")
+            part.replace(local)
+        finally:
+            part.unlink(missing_ok=True)
+    if not is_file:
+        _mark(target).touch()
+
+
+def _part(path: Path) -> Path:
+    # The cache of two machines may be one folder, so a lock is not enough.
+    return path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.part")
+
+
+class _Advance(Callback):
+    """Hand the progress of fsspec to our bar."""
+
+    def __init__(self, bar: Any) -> None:
+        super().__init__()
+        self._bar = bar
+
+    def relative_update(self, inc: int = 1) -> None:
+        self._bar.advance(inc)
