@@ -36,12 +36,13 @@ from lightning.pytorch.trainer.states import TrainerStatus
 
 from lamincli import console
 from lamincli.callbacks.stop import StopOnSignal
-from lamincli.errors import LaminTrainError, UsageError, did_you_mean
+from lamincli.errors import InstanceError, LaminTrainError, UsageError, did_you_mean
 from lamincli.features import metric_values
 from lamincli.instance import ENVIRONMENT_VARIABLE, connected
-from lamincli.options import CheckpointOptions, FeatureOptions, LaminOptions
+from lamincli.options import CheckpointOptions, FeatureOptions, LaminOptions, option_in
 from lamincli.process import is_global_zero, ranks_began
-from lamincli.references import References, instance_in, is_reference, walk
+from lamincli.references import References, is_reference, walk
+from lamincli.resume import AUTO, Resumption, find, forget, remember
 from lamincli.spool import left_behind
 
 if TYPE_CHECKING:
@@ -154,6 +155,8 @@ class LaminLightningCLI(LightningCLI):
         self._config_saver: Any = None
         self._references = References(ranks_began())
         self._slug: str | None = None
+        self._resume: str | None = None
+        self._resumption: Resumption | None = None
         self.unpublished: list[str] = []
         self._stop = StopOnSignal()
         self._resources = ExitStack()
@@ -211,6 +214,8 @@ class LaminLightningCLI(LightningCLI):
             self._publish_rest()
             self._record_metrics()
             self._tracked.finish(status, error, farewell=lambda: self._show_ending(status))
+            if status == "completed":
+                forget(self._tracked.uid)
             self._publish_no_more()
         self._resources.close()
 
@@ -242,12 +247,25 @@ class LaminLightningCLI(LightningCLI):
             params=self._config_as_dict(),
             argv=sys.argv[1:],
             stage=self.subcommand,
+            **self._resumed(),
         )
+        if self._resumption is not None and (file := self._resumption.checkpoint) is not None:
+            console.say(f"run {self._tracked.uid} goes on from {_short(file)}")
+        if self._resume == AUTO:
+            remember(self._tracked.uid, slug)
         self._tracked.use(self._references.artifacts)
         if ckpt_path := self._get(self.config, "ckpt_path"):
             self._tracked.use_file(ckpt_path)
         elif self.subcommand in {"validate", "test", "predict"}:
             console.warn(f"{self.subcommand} without --ckpt_path: the model has its first weights")
+
+    def _resumed(self) -> dict[str, Any]:
+        """Return what goes on, for the record."""
+        found = self._resumption
+        if found is None or found.checkpoint is None:
+            return {"resumes": found.run} if found else {}
+        checkpoint = {"path": str(found.checkpoint), "step": found.step}
+        return {"resumes": found.run, "checkpoint": checkpoint}
 
     def _connect(self, instance: str | None, create: bool = True) -> str:
         """Connect the instance, once; a run that was left open in another one is closed before."""
@@ -375,6 +393,8 @@ class LaminLightningCLI(LightningCLI):
             super().parse_arguments(parser, args)
 
     def _with_local_configs(self, words: list[str]) -> list[str]:
+        if (resumed := option_in(words, "--lamin.resume")) is not None:
+            words = self._with_config_of_run(words, resumed)
         local = []
         for before, word in zip(["", *words], words, strict=False):
             option, equals, value = word.partition("=")
@@ -383,9 +403,40 @@ class LaminLightningCLI(LightningCLI):
             elif option not in ("-c", "--config") or not is_reference(value):
                 local.append(word)
                 continue
-            self._connect(instance_in(words), create=False)
+            self._connect(option_in(words, "--lamin.instance"), create=False)
             local.append(option + equals + self._references.local_path(value))
         return local
+
+    def _with_config_of_run(self, words: list[str], resumed: str) -> list[str]:
+        """Give a run that goes on its config back, unless another one is given."""
+        instance = option_in(words, "--lamin.instance")
+        if words[:1] != ["fit"] or option_in(words, "--config", "-c") is not None:
+            return words
+        try:
+            self._connect(instance, create=False)
+        except InstanceError:
+            if resumed == AUTO:
+                return words
+            raise
+        self._resumption = find(resumed, str(self._slug), self._references.started_before)
+        config = self._resumption and self._resumption.config()
+        return [words[0], "--config", config, *words[1:]] if config else words
+
+    def _find_resumption(self) -> None:
+        """Find the run to go on with, if that is asked, and keep that out of the config."""
+        word = self._resume = self._lamin_options().resume
+        if word is None:
+            return
+        self._get_config()["lamin"]["resume"] = None
+        if self.subcommand != "fit":
+            raise UsageError(f"--lamin.resume {word}: only fit can go on with a run.")
+        slug = self._connect(self._lamin_options().instance, create=word == AUTO)
+        if self._resumption is None:
+            self._resumption = find(word, slug, self._references.started_before)
+        if self._resumption is not None:
+            words = self._args if isinstance(self._args, list) else sys.argv[1:]
+            if option_in(words, "--ckpt_path") is not None:
+                self._resumption.checkpoint = None
 
     def _parse_ckpt_path(self) -> None:
         """Look up references, and take the hyper-parameters of the checkpoint, before the run.
@@ -393,12 +444,15 @@ class LaminLightningCLI(LightningCLI):
         What the user gives wins over the hyper-parameters, and is told where it differs.
         """
         self.subcommand = self.config.get("subcommand")
+        self._find_resumption()
         mistakes: list[str] = []
         if self.subcommand:
             self._look_up("ckpt_path", mistakes)
             path = self._get(self.config, "ckpt_path")
             if not mistakes and is_reference(path):
                 path = self._references.local_path(path)
+            if self._resumption is not None:
+                path = self._resumption.checkpoint or path
             if path and Path(path).is_file():
                 self._take_hparams(str(path))
         for section in ("model", "data"):
@@ -629,6 +683,12 @@ class LaminLightningCLI(LightningCLI):
         finally:
             del parser.instantiate_classes
 
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        arguments = super()._prepare_subcommand_kwargs(subcommand)
+        if self._resumption is not None and self._resumption.checkpoint is not None:
+            arguments["ckpt_path"] = str(self._resumption.checkpoint)
+        return arguments
+
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         if "callbacks" not in config:  # a function without that argument; Lightning warns
             return super()._instantiate_trainer(config, callbacks)
@@ -665,6 +725,8 @@ class LaminLightningCLI(LightningCLI):
             adopt(callback)
             if isinstance(callback, Checkpoint):
                 callback.set_publishing(options)
+                if self._resumption is not None:
+                    callback.go_on(self._resumption.prefixes)
         if not publishing and self._tracked is not None:
             self._tracked.add_features(self._lamin_options().features.run)
         return self._with_our_config_callback(config, callbacks)
@@ -738,9 +800,13 @@ class LaminLightningCLI(LightningCLI):
             return  # the script takes no stage and no checkpoint
         config = self._config_saver and self._config_saver.local_path
         arguments = ["--config", _short(config), "--ckpt_path", _short(path)] if config else None
+        elsewhere = self._get(self.config, "lamin").get("instance") is not None
         if not completed:
-            if arguments:
-                ending.commands["continue it"] = [*_program(), "fit", *arguments]
+            program, run = _program(), self._tracked.uid
+            is_script = program[-1].endswith(".py")
+            words = ["fit", f"--lamin.resume={run}"] if is_script else ["resume", run]
+            there = [f"--lamin.instance={self._tracked.slug}"] if elsewhere else []
+            ending.commands["continue it"] = [*program, *words, *there]
             return
         if arguments and "test_step" in vars(type(self.model)):
             ending.commands["test it"] = [*_program(), "test", *arguments]
@@ -754,7 +820,6 @@ class LaminLightningCLI(LightningCLI):
                 f"import lamindb as ln; from {kind.__module__} import {name}; "
                 f'print({name}.load_from_checkpoint(ln.Artifact.get("{uid}").cache()))'
             )
-            elsewhere = self._get(self.config, "lamin").get("instance") is not None
             connect = [f"{ENVIRONMENT_VARIABLE}={self._tracked.slug}"] if elsewhere else []
             ending.commands["load it"] = [*connect, "python", "-c", code]
 

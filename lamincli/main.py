@@ -18,6 +18,7 @@ STAGES = {
     "predict": "run a model on the prediction data",
 }
 COMMANDS = {
+    "resume": "go on with a run: lamin-train resume RUN [options of fit]",
     "sync": "publish what earlier trainings left unpublished",
     "doctor": "check everything, and close runs whose process is gone",
 }
@@ -25,6 +26,14 @@ COMMANDS = {
 USAGE = """\
 usage: lamin-train {stages} --config FILE [options]
        lamin-train {commands}
+"""
+
+RESUME_USAGE = """\
+usage: lamin-train resume RUN [options]
+
+Go on with a run from its last complete checkpoint, with its config. RUN is the uid of a run, the
+beginning of one, or latest. Options win over the config: lamin-train fit --help lists them. A
+project script goes on with: python SCRIPT fit --lamin.resume=RUN
 """
 
 
@@ -47,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(2)
     elif words in (["--help"], ["-h"]):
         print(_usage() + _words())
+    elif words[0] == "resume":
+        _resume(words[1:])
     elif words[0] in COMMANDS:
         sys.exit(_command(words[0])(words[1:]))
     elif words[0].startswith("-") or words[0] in STAGES:
@@ -59,6 +70,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         hint = did_you_mean(words[0], known)
         sys.stderr.write(f"error: lamin-train has no command {words[0]!r}.{hint}\n{_usage()}")
         sys.exit(2)
+
+
+def _resume(words: list[str]) -> None:
+    if not words or words[0].startswith("-"):
+        wants_help = bool(words) and words[0] in ("--help", "-h")
+        stream = sys.stdout if wants_help else sys.stderr
+        stream.write(RESUME_USAGE)
+        sys.exit(0 if wants_help else 2)
+    # As words of fit, for the launchers of ranks start this command line again.
+    sys.argv[1:] = ["fit", f"--lamin.resume={words[0]}", *words[1:]]
+    main()
 
 
 def _train() -> None:

@@ -3,6 +3,7 @@
 The docstrings are the text of ``--help``. Nothing here imports torch, Lightning or lamindb.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Literal
@@ -38,6 +39,8 @@ class LaminOptions:
         project: Name or uid of the project for the run and its artifacts.
         space: Name or uid of the space in which to create the records.
         branch: Name or uid of the branch on which to create the records.
+        resume: Go on with a run: its uid, the beginning of one, or `latest`. `auto` goes on with
+            the run of this job (SLURM, torchrun) or of this folder, else it starts a run.
         publish: How checkpoints reach LaminDB: `background` while the training goes on, or
             `inline`, which waits for LaminDB at every save.
         spool_limit_gb: Disk space that checkpoints may take while they wait for LaminDB. Past it
@@ -54,6 +57,7 @@ class LaminOptions:
     project: str | None = None
     space: str | None = None
     branch: str | None = None
+    resume: str | None = None
     publish: Literal["background", "inline"] = "background"
     spool_limit_gb: float | None = None
     patience_s: float = 60.0
@@ -103,3 +107,13 @@ class CheckpointOptions:
     enable_version_counter: bool = True
     key_is_virtual: bool = True
     artifact_observers: list[Any] | None = None
+
+
+def option_in(words: Sequence[str], *names: str) -> str | None:
+    """Find the last value of an option among words that are not parsed yet."""
+    found = None
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        option, equals, value = word.partition("=")
+        if option in names:
+            found = value if equals else following
+    return found

@@ -55,6 +55,12 @@ class ProcessIdentity:
         """Return the identity as JSON."""
         return asdict(self)
 
+    def is_alive(self) -> bool:
+        """Tell whether the process certainly runs; `False` wherever that cannot be known."""
+        here = ProcessIdentity.current()
+        places = [(p.host, p.machine_id, p.boot_id, p.pid_namespace) for p in (self, here)]
+        return self != here and places[0] == places[1] and not self.is_gone()
+
     def is_gone(self) -> bool:
         """Tell whether the process has certainly ended; `False` wherever that cannot be known.
 
@@ -78,6 +84,16 @@ class ProcessIdentity:
             return True
         except psutil.Error:
             return False
+
+
+def job_id() -> str | None:
+    """Return what names this job over all its restarts, where a scheduler or torchrun does."""
+    if job := os.environ.get("SLURM_ARRAY_JOB_ID"):
+        job = f"{job}_{os.environ.get('SLURM_ARRAY_TASK_ID', '')}"
+    if job := job or os.environ.get("SLURM_JOB_ID"):
+        return f"slurm:{os.environ.get('SLURM_CLUSTER_NAME', '')}:{job}"
+    run = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return None if run == "none" else f"torchrun:{run}"
 
 
 def is_global_zero() -> bool:

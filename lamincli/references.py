@@ -15,7 +15,6 @@ and neither parsing nor resolving executes anything that comes from one.
 
 import json
 import os
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -511,12 +510,3 @@ class ArtifactPath(os.PathLike[str]):
 
 
 register_type(ArtifactPath, serializer=lambda path: path.reference)
-
-
-def instance_in(argv: list[str]) -> str | None:
-    """Find the instance among words that are not parsed yet, for a config that lies in it."""
-    found = None
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
-        if match := re.fullmatch(r"--(?:lamin\.)?instance(?:=(.*))?", word):
-            found = match[1] if match[1] is not None else following
-    return found

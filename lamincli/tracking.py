@@ -34,10 +34,10 @@ from lamincli.features import as_json, dtype_of, metric_values
 from lamincli.instance import lock_path
 from lamincli.log import RunLog
 from lamincli.options import LaminOptions
-from lamincli.process import ProcessIdentity
+from lamincli.process import ProcessIdentity, job_id
 from lamincli.publisher import Publisher
 from lamincli.redaction import redact, redact_argv
-from lamincli.registry.lamin import EXTRA_DATA_KEY, LaminRegistry
+from lamincli.registry.lamin import EXTRA_DATA_KEY, LaminRegistry, set_ending
 from lamincli.registry.outages import forget_lost_connections
 from lamincli.source import Source
 from lamincli.spool import Job, Spool, known_spools
@@ -189,12 +189,12 @@ class TrackedRun:
     def _set_ending(self, status: Status) -> None:
         ended = datetime.now(timezone.utc)
         try:
-            _set_ending(self.record, status, ended)
+            set_ending(self.record, status, ended)
         except (OperationalError, InterfaceError):
             # The connection may have been lost in the hours since it was used.
             forget_lost_connections()
             try:
-                _set_ending(self.record, status, ended)
+                set_ending(self.record, status, ended)
             except (OperationalError, InterfaceError) as error:
                 if self.spool is None:
                     raise
@@ -216,8 +216,10 @@ def begin(
     params: dict[str, Any],
     argv: Sequence[str],
     stage: str | None,
+    resumes: Any = None,
+    checkpoint: Mapping[str, Any] | None = None,
 ) -> TrackedRun:
-    """Begin the run of this job, or go on with the one that the script began.
+    """Begin the run of this job, or go on with the one that the script began, or an earlier one.
 
     Args:
         options: What the user asked to record.
@@ -226,6 +228,8 @@ def begin(
         params: The resolved config; secrets are taken out here.
         argv: The words of the command line, without the program.
         stage: The subcommand, if there is one.
+        resumes: The run that goes on, in the place of a new one.
+        checkpoint: What it goes on from, for the list of its attempts.
 
     Returns:
         The run, saved, with its parameters and its log open.
@@ -243,24 +247,43 @@ def begin(
         command = redact_argv(argv)
         outer = ln.context.run
         if outer is not None and outer.uid not in _OWNED:
+            if resumes is not None:
+                raise RecordError(
+                    f"--lamin.resume cannot go on with {resumes.uid}: the script tracks run "
+                    f"{outer.uid}. Leave out its ln.track()."
+                )
             tracked = TrackedRun(outer, slug, owned=False)
         else:
             before = dict(vars(ln.context))
             _leave_context()
-            _track(options, source, command, parent=outer and outer.uid)
+            if resumes is None:
+                _track(options, source, command, parent=outer and outer.uid)
+            else:
+                _reopen(resumes, source)
             tracked = TrackedRun(ln.context.run, slug, owned=True, context_before=before)
             _OWNED.add(tracked.uid)
         run = tracked.record
-        run.params = run.params or as_json(redact(params))
-        run.extra_data = {
-            **(run.extra_data or {}),
-            EXTRA_DATA_KEY: {
-                "version": __version__,
-                "stage": stage,
-                "command": command,
-                "process": ProcessIdentity.current().to_dict(),
-            },
+        if resumes is not None or not run.params:
+            run.params = as_json(redact(params))
+        process = ProcessIdentity.current().to_dict()
+        extra = dict(run.extra_data or {})
+        record = extra.get(EXTRA_DATA_KEY) or {}
+        attempt = {
+            "host": process["host"],
+            "started_at": datetime.now(timezone.utc).isoformat(),
+            "command": command,
+            "checkpoint": dict(checkpoint) if checkpoint else None,
         }
+        extra[EXTRA_DATA_KEY] = {
+            **record,
+            "version": __version__,
+            "stage": stage,
+            "command": record.get("command", command),
+            "process": process,
+            "job": job_id(),
+            "attempts": [*record.get("attempts", []), attempt],
+        }
+        run.extra_data = extra
         run.save()
         os.environ[RUN_UID_VARIABLE] = tracked.uid
         if tracked.owned:
@@ -279,10 +302,41 @@ def _reachable(slug: str) -> Iterator[None]:
         ) from error
 
 
+def _reopen(run: Any, source: Source) -> None:
+    """Make an earlier run the current one again."""
+    ended = [RUN_STATUS_TO_CODE[status] for status in ("completed", "errored", "aborted")]
+    with _one_at_a_time():
+        run.refresh_from_db()
+        process = ProcessIdentity.from_dict(run.extra_data[EXTRA_DATA_KEY].get("process"))
+        if run._status_code not in ended and process is not None and process.is_alive():
+            raise RecordError(f"Run {run.uid} is going on already: process {process.pid}.")
+        run._status_code = RUN_STATUS_TO_CODE["restarted"]
+        run.finished_at = None
+        run.save()
+    for folder in known_spools():  # its earlier end is none any more
+        spool = Spool(folder)
+        for name in spool.names() if folder.name == run.uid else ():
+            job = spool.look(spool.ready, name)
+            if job is not None and job.action == "close":
+                spool.drop(name)
+    code = source.code or Path(str(source.path)).read_text()
+    if run.transform.source_code and code != run.transform.source_code:
+        console.warn(f"the code is not what run {run.uid} began with; its record keeps the first")
+    ln.context._run, ln.context._transform = run, run.transform
+
+
 def _open_log(tracked: TrackedRun, command: str) -> RunLog | None:
-    log = RunLog(_log_path(tracked.uid))
+    path = _log_path(tracked.uid)
+    earlier = ""
+    if tracked.record.report_id is not None:
+        with contextlib.suppress(OSError):
+            earlier = Path(tracked.record.report.cache(is_run_input=False)).read_text() + "\n"
+    elif path.exists():
+        earlier = path.read_text() + "\n"
+    log = RunLog(path)
+    header = f"run {tracked.uid} in {tracked.slug}\n$ {Path(sys.argv[0]).name} {command}\n"
     try:
-        log.open(f"run {tracked.uid} in {tracked.slug}\n$ {Path(sys.argv[0]).name} {command}\n")
+        log.open(earlier + header)
     except OSError as error:
         console.warn(f"the run has no log: {error}")
         return None
@@ -323,6 +377,7 @@ def close_gone_runs() -> list[str]:
         if not still_open.update(_status_code=RUN_STATUS_TO_CODE["aborted"], finished_at=last_sign):
             continue
         run.refresh_from_db()
+        set_ending(run, "aborted", last_sign)
         _save_report(run)
         closed.append(str(run.uid))
     if closed:
@@ -330,17 +385,14 @@ def close_gone_runs() -> list[str]:
     return closed
 
 
-def _set_ending(run: Any, status: Status, finished_at: datetime) -> None:
-    run._status_code = RUN_STATUS_TO_CODE[status]
-    run.finished_at = finished_at
-    run.save()
-
-
 def _save_report(run: Any) -> None:
     from lamindb.core._finish import save_run_logs
 
+    earlier = run.report
     with _silent_lamindb():
         save_run_logs(run, save_run=True)
+        if earlier is not None and earlier.id != run.report_id:
+            earlier.delete(permanent=True)
     _log_path(run.uid).unlink(missing_ok=True)
 
 

@@ -1,6 +1,7 @@
 """Models and data of the tests: as small as they can be and still train."""
 
 import os
+import random
 import signal
 import sys
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -40,7 +42,7 @@ class TinyModel(pl.LightningModule):
             os.kill(os.getpid(), signal.SIGKILL)
         if at == "wait":
             print("THIRD BATCH", flush=True)
-            time.sleep(0.3)
+            time.sleep(1.5)  # a busy machine may take as long to send the signal
         if at == "hang":
             print("THIRD BATCH", flush=True)
             time.sleep(60)
@@ -106,3 +108,67 @@ class FileData(TinyData):
         super().__init__()
         self.save_hyperparameters()
         self.file, self.path, self.artifact, self.files = file, path, artifact, files
+
+
+class NoisyModel(TinyModel):
+    """Draws from every generator in every step; stops where the environment says so."""
+
+    def __init__(self, learning_rate: float = 0.01) -> None:
+        super().__init__(learning_rate=learning_rate)
+        self.drop = torch.nn.Dropout(0.5)
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        at = str(self.global_step)
+        if os.environ.get("STOP_AT") == at:
+            raise RuntimeError("preempted")
+        if os.environ.get("KILL_AT") == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if os.environ.get("WAIT_AT") == at:
+            print("WAITING", flush=True)
+            time.sleep(30)
+        noise = float(np.random.rand() + random.random())
+        loss = self.layer(self.drop(batch[0])).pow(2).mean() * (1 + noise)
+        self.log("train_loss", loss)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=self.hparams["learning_rate"])
+
+
+class NoisyData(TinyData):
+    """Shuffled anew in every epoch."""
+
+    def _set(self) -> TensorDataset:
+        return TensorDataset(torch.randn(16, 4, generator=torch.Generator().manual_seed(0)))
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(self._set(), batch_size=4, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(self._set(), batch_size=4)
+
+
+class StatefulLoader(DataLoader):
+    """A loader that goes on in the middle of an epoch, as that of torchdata does."""
+
+    epoch = position = _start = 0
+
+    def __iter__(self):
+        start, self._start = self._start, 0
+        self.epoch += not start
+        order = torch.Generator().manual_seed(self.epoch)
+        batches = torch.randperm(len(self.dataset), generator=order).split(self.batch_size)
+        for i in range(start, len(batches)):
+            self.position = i + 1
+            yield [torch.stack([self.dataset[j][0] for j in batches[i]])]
+
+    def state_dict(self):
+        return {"epoch": self.epoch, "position": self.position % len(self)}
+
+    def load_state_dict(self, state):
+        self.epoch, self._start = state["epoch"], state["position"]
+
+
+class StatefulData(NoisyData):
+    def train_dataloader(self) -> DataLoader:
+        return StatefulLoader(self._set(), batch_size=4)

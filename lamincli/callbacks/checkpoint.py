@@ -26,6 +26,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lamincli import console
+from lamincli.callbacks import rng
 from lamincli.callbacks.completion import Completion
 from lamincli.errors import MonitorNotLoggedError, did_you_mean
 from lamincli.events import ArtifactRemovedEvent, ArtifactSavedEvent
@@ -102,6 +103,9 @@ class Checkpoint(ll.Checkpoint):
     _feature_uids: dict[str, str] | None = None
     _storage_uid: str = ""
     _are_run_features_spooled: bool = False
+    _goes_on: bool = False
+    _prefix: str | None = None
+    _random: dict[str, Any] | None = None
 
     def __init__(
         self,
@@ -185,6 +189,77 @@ class Checkpoint(ll.Checkpoint):
             self._spool_limit_gb = options.spool_limit_gb
         if options.patience_s != default.patience_s:
             self._patience_s = options.patience_s
+
+    # -- going on with a run ---------------------------------------------------------------
+
+    def go_on(self, prefixes: dict[str, str]) -> None:
+        """Take the checkpoint to be loaded for one of this run: go on as if it had not ended.
+
+        Args:
+            prefixes: Key prefixes that the run has used, by the callback that did.
+        """
+        self._goes_on = True
+        self._prefix = prefixes.get(self.state_key)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state that a checkpoint holds, with that of the random number generators."""
+        return {**super().state_dict(), "random": rng.collect()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load it; a run that goes on gets back its folder, its best ones and its randomness."""
+        if self._goes_on:
+            self._random = state_dict.get("random")
+            state_dict = self._at_home(state_dict)
+        super().load_state_dict(state_dict)
+
+    def _at_home(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Go back to the folder of the run, or take its paths along where it cannot be used."""
+        there = state.get("dirpath")
+        here = str(self.dirpath)  # type: ignore[has-type]
+        if there is None or there == here:
+            return state
+        if self._original_dirpath is None and _can_be_used(there):
+            self.dirpath = there
+            return state
+
+        def moved(path: str) -> str:
+            inside = str(path).startswith(there)
+            return f"{here}{str(path)[len(there) :]}" if inside else path
+
+        paths = ("best_model_path", "kth_best_model_path", "last_model_path")
+        return {
+            **state,
+            "dirpath": here,
+            "best_k_models": {moved(path): s for path, s in state["best_k_models"].items()},
+            **{name: moved(state[name]) for name in paths if name in state},
+        }
+
+    def _logger_prefix(self, trainer: pl.Trainer, run_uid: str | None) -> str:
+        # The logger has a new version, where no uid is in its place.
+        return (None if run_uid else self._prefix) or super()._logger_prefix(trainer, run_uid)
+
+    def _should_remove_checkpoint(self, trainer: pl.Trainer, previous: str, current: str) -> bool:
+        # Lightning keeps the one that training goes on from, for it may be another run's.
+        if self._goes_on and previous != current and str(trainer.ckpt_path) == str(previous):
+            return True
+        return bool(super()._should_remove_checkpoint(trainer, previous, current))
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Set the generators to where they were, before the data loaders draw from them."""
+        super().on_fit_start(trainer, pl_module)
+        if self._random is not None:
+            rng.restore(self._random)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Set them once more for the middle of an epoch, where no new epoch draws anything."""
+        super().on_train_start(trainer, pl_module)
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        is_within = trainer.fit_loop.restarted_mid_epoch and 0 < done < trainer.num_training_batches
+        if self._random is not None and is_within:
+            rng.restore(self._random)
+        self._random = None
+
+    # -- the spool -------------------------------------------------------------------------
 
     def spool_folder(self, trainer: pl.Trainer) -> Path:
         """Return the folder in which the jobs of the run wait."""
@@ -306,10 +381,10 @@ class Checkpoint(ll.Checkpoint):
             is_best=is_best,
             mode=self.mode,
             features=self._by_uid(values or {}),
-            notes=self._notes(trainer) if is_checkpoint else {},
+            notes=self._notes(trainer, filepath) if is_checkpoint else {},
         )
 
-    def _notes(self, trainer: pl.Trainer) -> dict[str, Any]:
+    def _notes(self, trainer: pl.Trainer, filepath: str | Path) -> dict[str, Any]:
         """Return what a checkpoint is known by where there are no features."""
         score = None if self.current_score is None else float(self.current_score)
         return {
@@ -318,6 +393,7 @@ class Checkpoint(ll.Checkpoint):
             "score": score if score is not None and math.isfinite(score) else None,
             "epoch": trainer.current_epoch,
             "step": trainer.global_step,
+            "path": _as_text(filepath),
         }
 
     def _by_uid(self, values: dict[Any, Any]) -> dict[str, Any]:
@@ -586,6 +662,14 @@ def _existing(place: Path) -> Path:
 def _as_text(filepath: Path | str) -> str:
     text = str(filepath)
     return text if "://" in text or not text else os.path.abspath(text)
+
+
+def _can_be_used(folder: str) -> bool:
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError:
+        return "://" in folder
+    return os.access(folder, os.W_OK)
 
 
 def _give_up_shared_name(filepath: str, plugin: Any) -> None:

@@ -103,9 +103,7 @@ class LaminRegistry:
     def close_run(self, job: Job) -> None:
         """Record how the run ended, and when."""
         run = self._run(job.run)
-        run._status_code = RUN_STATUS_TO_CODE[job.status]
-        run.finished_at = datetime.fromisoformat(job.at)
-        run.save()
+        set_ending(run, job.status, datetime.fromisoformat(job.at))
 
     def verdict(self, error: Exception) -> Verdict:
         """Say what an error calls for."""
@@ -304,6 +302,18 @@ class LaminRegistry:
             except TypeError as error:
                 console.warn(f"{job.key or job.run}: {error}; it is left out")
         return fitting
+
+
+def set_ending(run: Any, status: str, finished_at: datetime) -> None:
+    """Record how and when a run, and the last of its attempts, has ended."""
+    run._status_code = RUN_STATUS_TO_CODE[status]
+    run.finished_at = finished_at
+    record = (run.extra_data or {}).get(EXTRA_DATA_KEY) or {}
+    if attempts := record.get("attempts"):
+        last = {**attempts[-1], "ended_at": finished_at.isoformat(), "status": status}
+        record = {**record, "attempts": [*attempts[:-1], last]}
+        run.extra_data = {**run.extra_data, EXTRA_DATA_KEY: record}
+    run.save()
 
 
 def _check_content(job: Job, file: Path) -> None:

@@ -72,9 +72,11 @@ def test_signal_saves_a_checkpoint_and_aborts(project, record, name):
         [sys.executable, "-m", "lamincli", *command.split()[3:], "--model.at="],
         cwd=project, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert command.startswith("python -m lamincli fit --config")
+    assert command == f"python -m lamincli resume {run.uid}"
     assert done.returncode == 0, done.stderr
-    assert any(key.endswith("step=100.ckpt") for key in record()[-1].outputs), "it went on"
+    (run,) = record()
+    assert run.status == "completed"
+    assert any(key.endswith("step=100.ckpt") for key in run.outputs), "it went on"
 
 
 def test_signal_without_checkpoints_still_ends_at_a_batch(project, record):

@@ -68,6 +68,7 @@ ROOMS = [
     ["instance", "events", "spool"],
     ["registry"],
     ["publisher", "references"],
+    ["resume"],
     ["tracking"],
     ["callbacks", "commands", "demo"],
     ["cli"],

@@ -1,0 +1,255 @@
+"""Go on with a run: find it, and its last complete checkpoint wherever that is.
+
+A checkpoint may lie on this machine's disk, in the spool of a training that was killed, or in
+LaminDB. The one of the latest step is taken; one that is torn is passed over.
+"""
+
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from lamincli import console
+from lamincli.errors import LaminReferenceError, UsageError
+from lamincli.process import ProcessIdentity, is_global_zero, job_id
+from lamincli.references import References, find_run
+from lamincli.spool import Spool, known_spools, spools_below
+
+AUTO = "auto"
+RUN_FILE = Path(".lamin_run.json")
+_LOOKED_AT = 20
+
+
+@dataclass
+class Resumption:
+    """A run that goes on.
+
+    Args:
+        run: The `lamindb.Run`.
+        checkpoint: The local file to go on from; `None` if the run has saved none.
+        step: Training steps that the checkpoint has behind it.
+        prefixes: Key prefixes of its artifacts, by the callback that saved them.
+    """
+
+    run: Any
+    checkpoint: Path | None = None
+    step: int = 0
+    prefixes: dict[str, str] = field(default_factory=dict)
+
+    def config(self) -> str | None:
+        """Return the local path of the run's config, if it has published one."""
+        try:
+            return References().local_path(f"lamin:run/{self.run.uid}/config")
+        except LaminReferenceError:
+            return None
+
+
+def find(word: str, slug: str, started_before: datetime | None = None) -> Resumption | None:
+    """Find the run to go on with, and its last checkpoint.
+
+    Args:
+        word: The uid of a run, a prefix of one, ``latest``, or ``auto`` for the run of this job.
+        slug: The connected instance.
+        started_before: Leave out runs that began later.
+
+    Returns:
+        `None` for ``auto`` where this job has no run that could go on.
+
+    Raises:
+        LaminReferenceError: There is no such run, or more than one.
+        UsageError: It cannot go on: it is running, is no training, or its checkpoints are gone.
+    """
+    import lamindb as ln
+
+    runs = ln.Run.objects
+    run = _of_this_job(runs, slug) if word == AUTO else find_run(word, runs, slug, started_before)
+    if run is None:
+        return None
+    _check(run)
+    checkpoints = _checkpoints(run)
+    prefixes = {one.callback: one.prefix for one in checkpoints if one.callback}
+    found = Resumption(run, prefixes=prefixes)
+    for checkpoint in checkpoints:
+        if (content := _read(checkpoint.path())) is not None:
+            found.checkpoint, found.step = checkpoint.path(), checkpoint.step
+            if content and "optimizer_states" not in content:
+                raise UsageError(
+                    f"Run {run.uid} has saved weights only, so its training cannot go on. Start "
+                    f"another one from them: --ckpt_path lamin:run/{run.uid}/last"
+                )
+            return found
+        console.warn(f"{checkpoint.path()} is incomplete; looking for an earlier checkpoint")
+    nowhere = "It has no checkpoint in LaminDB, on this disk or in a spool of this machine."
+    if word != AUTO:
+        raise UsageError(
+            f"Run {run.uid} cannot go on. {nowhere} If another machine has one, run lamin-train "
+            f"sync there. To start anew: lamin-train fit --config lamin:run/{run.uid}/config"
+        )
+    console.warn(f"run {run.uid} goes on from its beginning. {nowhere}")
+    return found
+
+
+def remember(run_uid: str, slug: str) -> None:
+    """Let ``auto`` find the run of this folder where no scheduler names the job."""
+    try:
+        RUN_FILE.write_text(json.dumps({"run": run_uid, "instance": slug}) + "\n")
+    except OSError as error:
+        console.warn(f"--lamin.resume auto will not find this run again: {error}")
+
+
+def forget(run_uid: str) -> None:
+    """Forget the run of this folder, for it is complete."""
+    try:
+        if json.loads(RUN_FILE.read_text()).get("run") == run_uid:
+            RUN_FILE.unlink()
+    except (OSError, ValueError):
+        pass
+
+
+# -- the run ------------------------------------------------------------------------------------
+
+
+def _of_this_job(runs: Any, slug: str) -> Any:
+    from lamincli.registry.lamin import EXTRA_DATA_KEY
+
+    run = None
+    if (job := job_id()) is not None:
+        run = runs.filter(**{f"extra_data__{EXTRA_DATA_KEY}__job": job}).order_by("-id").first()
+    if run is None and RUN_FILE.exists():
+        try:
+            note = json.loads(RUN_FILE.read_text())
+            uid, instance = note["run"], note["instance"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UsageError(
+                f"{RUN_FILE.absolute()} cannot be read. Remove it to start a new run."
+            ) from error
+        run = runs.filter(uid=uid).first() if instance == slug else None
+        if run is None:
+            raise UsageError(
+                f"{RUN_FILE.absolute()} names run {uid} in {instance}, and {slug} has no such run. "
+                "Remove the file to start a new run."
+            )
+    return None if run is None or run.status == "completed" else run
+
+
+def _check(run: Any) -> None:
+    from lamincli.registry.lamin import EXTRA_DATA_KEY
+
+    record = (run.extra_data or {}).get(EXTRA_DATA_KEY)
+    if record is None:
+        raise UsageError(f"Run {run.uid} was not made by lamin-train, so it cannot go on.")
+    if record.get("stage") not in (None, "fit"):
+        raise UsageError(f"Run {run.uid} is a {record['stage']}; only a training can go on.")
+    process = ProcessIdentity.from_dict(record.get("process"))
+    is_open = run.status in ("started", "restarted")
+    # Ranks that begin after rank zero find the run open, by this very job.
+    if is_open and process is not None and is_global_zero() and process.is_alive():
+        raise UsageError(
+            f"Run {run.uid} is still running: process {process.pid} on {process.host}. "
+            "Wait for it, or stop it first."
+        )
+
+
+# -- its checkpoints ----------------------------------------------------------------------------
+
+
+@dataclass
+class _Found:
+    step: int
+    saved_at: str
+    local: Path | None = None
+    artifact: Any = None
+    callback: str = ""
+    key: str = ""
+    _is_checked: bool = False
+
+    @property
+    def prefix(self) -> str:
+        return self.key.rpartition("/")[0].removesuffix("checkpoints").rstrip("/")
+
+    def path(self) -> Path:
+        """Return the file on this machine."""
+        from lamincli.registry import download, storage
+
+        if self.artifact is None or self._is_checked:
+            assert self.local is not None
+            return self.local
+        self._is_checked = True
+        # The path was noted by another machine, perhaps, and may be that of another file here.
+        if self.local is None or storage.describe(self.local)["hash"] != self.artifact.hash:
+            self.local = download.fetch(self.artifact)
+        return self.local
+
+
+def _checkpoints(run: Any) -> list[_Found]:
+    """Return all checkpoints of a run that are known, the latest first."""
+    found = [*_published(run), *_spooled(run.uid)]
+    newest = max((one.saved_at for one in found), default="")
+    folders = {one.local.parent for one in found if one.local is not None}
+    found += _unknown(folders, newest, {one.local for one in found})
+    return sorted(found, key=lambda one: (one.step, one.saved_at), reverse=True)
+
+
+def _published(run: Any) -> Iterator[_Found]:
+    from lamincli.registry.lamin import EXTRA_DATA_KEY
+
+    for artifact in run.output_artifacts.filter(kind="model").select_related("storage"):
+        notes = (artifact.extra_data or {}).get(EXTRA_DATA_KEY) or {}
+        local = Path(str(notes.get("path") or ""))
+        # What is still where it was saved needs no download.
+        is_here = local.is_dir() or (local.is_file() and local.stat().st_size == artifact.size)
+        saved_at = notes.get("saved_at") or artifact.created_at.isoformat()
+        yield _Found(notes.get("step", 0), saved_at, local if is_here else None, artifact,
+                     notes.get("checkpoint", ""), artifact.key)  # fmt: skip
+
+
+def _spooled(uid: str) -> Iterator[_Found]:
+    folders = {Path(os.path.abspath(f)) for f in (*known_spools(), *spools_below(Path.cwd()))}
+    for folder in folders:
+        spool = Spool(folder)
+        for state in (spool.claimed, spool.ready, spool.parked):
+            for name in spool.names(state):
+                job = spool.look(state, name)
+                if job is None or (job.action, job.kind, job.run) != ("save", "checkpoint", uid):
+                    continue
+                local = Path(job.local_path)
+                pin = spool.pin_of(job) if job.pin else local
+                place = local if local.exists() else pin
+                yield _Found(job.notes.get("step", 0), job.at, place, None, job.callback, job.key)
+
+
+def _unknown(folders: set[Path], newest: str, known: set[Path | None]) -> Iterator[_Found]:
+    """Yield checkpoints on the disk that were saved so late that they did not become jobs."""
+    after_s = datetime.fromisoformat(newest).timestamp() if newest else 0.0
+    files = [file for folder in folders for file in folder.glob("*.ckpt") if file not in known]
+    files += [file for file in Path.cwd().glob("hpc_ckpt_*.ckpt") if newest]
+    late = sorted(
+        ((file.stat().st_mtime, file) for file in files if file.stat().st_mtime > after_s - 1),
+        reverse=True,
+    )
+    for saved_s, file in late[:_LOOKED_AT]:
+        if content := _read(file):
+            saved_at = datetime.fromtimestamp(saved_s).astimezone().isoformat()
+            yield _Found(int(content.get("global_step", 0)), saved_at, file)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """Read a checkpoint without its weights; `None` if it is torn, empty if it cannot be known."""
+    import torch
+
+    if path.is_dir():
+        return {}
+    try:
+        if not zipfile.is_zipfile(path):
+            return None
+        content = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+    except pickle.UnpicklingError:
+        return {}
+    except (OSError, RuntimeError, EOFError):
+        return None
+    return dict(content)
