@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,7 @@ def connect(instance: str | None, create: bool = True) -> str:
 
     if instance is None:
         if settings.is_configured and not _is_moved_or_copied():
+            _check_is_there(settings.instance)
             import lamindb  # noqa: F401  connects on import
 
             return str(settings.instance.slug)
@@ -93,6 +94,26 @@ def _leave_connections_to_the_parent() -> None:
         os.register_at_fork(after_in_child=forget)
 
 
+def _is_complete(folder: Path) -> bool:
+    # Whoever connects to an instance that is gone leaves an empty database in its place.
+    database = folder / _DATABASE
+    return (folder / _MARK).exists() and database.exists() and database.stat().st_size > 0
+
+
+def _check_is_there(instance: Any) -> None:
+    if instance.dialect != "sqlite" or instance.storage.type_is_cloud:
+        return
+    folder = Path(instance.storage.root_as_str)
+    if not _is_complete(folder):
+        for empty in (folder / ".lamindb", folder):  # made by asking for it
+            with suppress(OSError):
+                empty.rmdir()
+        raise InstanceError(
+            f"LaminDB instance {instance.slug} is gone: there is no database in {folder}. Restore "
+            f"the folder, or start a new instance there with --lamin.instance {_relative(folder)}."
+        )
+
+
 def _names_a_folder(instance: str) -> bool:
     return instance.startswith((".", "/", "~", os.sep)) or Path(instance).is_dir()
 
@@ -101,7 +122,7 @@ def _connect_folder(folder: Path, create: bool) -> str:
     folder = Path(os.path.abspath(folder))
     # Two trainings that start at once in a new folder create one instance.
     with FileLock(lock_path(hashlib.sha256(str(folder).encode()).hexdigest())):
-        if not (folder / _DATABASE).exists():
+        if not _is_complete(folder):
             if not create:
                 raise InstanceError(f"There is no LaminDB instance in {folder}.")
             _create(folder)
@@ -186,10 +207,20 @@ def _settings_of_folder(folder: Path) -> Any:
 def _follow_the_folder(folder: Path) -> None:
     """Let the database know where its storage lies, after the folder was moved or copied."""
     import lamindb as ln
+    from lamindb_setup.core._settings_store import (
+        local_current_instance_file,
+        write_local_current_instance,
+    )
 
     uid = (folder / _MARK).read_text().splitlines()[0]
     elsewhere = ln.Storage.objects.filter(uid=uid).exclude(root=folder.as_posix())
     elsewhere.update(root=folder.as_posix())
+    # `import lamindb` in the project shall find this instance, and not that of the old place.
+    marker = local_current_instance_file(Path.cwd())
+    slug = str(ln.setup.settings.instance.slug)
+    if folder == DEFAULT_FOLDER.absolute() and marker.exists() and marker.read_text() != slug:
+        with suppress(OSError):
+            write_local_current_instance(Path.cwd(), slug)
 
 
 def _is_moved_or_copied() -> bool:

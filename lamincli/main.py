@@ -4,6 +4,8 @@ Nothing here imports torch or lamindb until a word needs it.
 """
 
 import gc
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -84,11 +86,15 @@ def _resume(words: list[str]) -> None:
 
 
 def _train() -> None:
+    # Nothing has begun: an interrupt in the middle of an import would end in somebody's traceback.
+    if (default := signal.getsignal(signal.SIGINT)) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
     # As with `python -m`: the modules beside the config file are importable.
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)
     from lamincli.cli import LaminLightningCLI
 
+    signal.signal(signal.SIGINT, default)
     try:
         cli = LaminLightningCLI(parser_kwargs={"prog": "lamin-train"})
         if cli.unpublished:

@@ -6,6 +6,7 @@ The docstrings are the text of ``--help``. Nothing here imports torch, Lightning
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import zip_longest
 from typing import Any, Literal
 
 
@@ -112,7 +113,7 @@ class CheckpointOptions:
 def option_in(words: Sequence[str], *names: str) -> str | None:
     """Find the last value of an option among words that are not parsed yet."""
     found = None
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip_longest(words, words[1:], fillvalue=""):
         option, equals, value = word.partition("=")
         if option in names:
             found = value if equals else following

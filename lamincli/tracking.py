@@ -37,7 +37,7 @@ from lamincli.options import LaminOptions
 from lamincli.process import ProcessIdentity, job_id
 from lamincli.publisher import Publisher
 from lamincli.redaction import redact, redact_argv
-from lamincli.registry.lamin import EXTRA_DATA_KEY, LaminRegistry, set_ending
+from lamincli.registry.lamin import EXTRA_DATA_KEY, LaminRegistry, add_metrics, set_ending
 from lamincli.registry.outages import forget_lost_connections
 from lamincli.source import Source
 from lamincli.spool import Job, Spool, known_spools
@@ -70,6 +70,7 @@ class TrackedRun:
     log: RunLog | None = None
     context_before: dict[str, Any] = field(default_factory=dict)
     spool: Path | None = None
+    _metrics: dict[str, Any] = field(default_factory=dict, init=False)
     _is_finished: bool = field(default=False, init=False)
 
     @property
@@ -131,9 +132,8 @@ class TrackedRun:
         values = metric_values(metrics)
         if not values:
             return
-        extra = dict(self.record.extra_data or {})
-        extra["metrics"] = {**extra.get("metrics", {}), **as_json(values)}
-        self.record.extra_data = extra
+        self._metrics = as_json(values)  # saved with the ending at the latest
+        add_metrics(self.record, self._metrics)
         self.record.save()
         known = {
             feature.name: feature
@@ -199,13 +199,16 @@ class TrackedRun:
                 if self.spool is None:
                     raise
                 self._leave_ending(status, ended)
-                console.warn(f"run {self.uid} is closed by lamin-train sync: {first_line(error)}")
+                console.warn(
+                    f"run {self.uid} will be closed by lamin-train sync: {first_line(error)}"
+                )
 
     def _leave_ending(self, status: Status, ended: datetime) -> None:
         assert self.spool is not None
         instance = ln.setup.settings.instance
         job = Job("close", self.uid, instance.slug, instance._id.hex, ended.isoformat())
-        Publisher.of(self.spool, LaminRegistry).leave(replace(job, status=status))
+        job = replace(job, status=status, notes={"metrics": self._metrics})
+        Publisher.of(self.spool, LaminRegistry).leave(job)
 
 
 def begin(
@@ -296,9 +299,11 @@ def _reachable(slug: str) -> Iterator[None]:
     try:
         yield
     except (OperationalError, InterfaceError) as error:
+        is_server = connection.vendor == "postgresql"
+        mend = "Start its database" if is_server else "See to its disk"
         raise InstanceError(
-            f"LaminDB instance {slug} cannot be reached: {first_line(error)}. "
-            "Start its database, or train without a record: --lamin.track false."
+            f"LaminDB instance {slug} cannot be {'reached' if is_server else 'written'}: "
+            f"{first_line(error)}. {mend}, or train without a record: --lamin.track false."
         ) from error
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,7 +36,16 @@ def main(words: Sequence[str]) -> int:
         "that this user has left on this machine",
     )
     parser.add_argument("--dry-run", action="store_true", help="only list what would be published")
+    parser.add_argument(
+        "--discard",
+        action="store_true",
+        help="forget for ever what was left in FOLDER, as when its instance is gone; the "
+        "checkpoints themselves stay where they are",
+    )
     options = parser.parse_args(words)
+    if options.discard and options.folder is None:
+        console.fail("--discard needs a folder: lamin-train sync --discard FOLDER")
+        return 2
     if options.folder is not None and not options.folder.is_dir():
         console.fail(f"There is no folder {options.folder}.")
         return 2
@@ -50,10 +60,25 @@ def main(words: Sequence[str]) -> int:
         if not spools:
             console.say("nothing to publish")
         return 0
-    left = sum(_publish(spool) for spool in spools)
-    if not spools:
+    if options.discard:
+        discarded = [_discard(spool) for spool in spools]
+        return 0 if all(discarded) else 3
+    left = [_publish(spool) for spool in spools]
+    if not any(number for number, _ in left):
         console.say("nothing to publish")
-    return 3 if left else 0
+    return 3 if any(rest for _, rest in left) else 0
+
+
+def _discard(spool: Spool) -> bool:
+    """Forget the jobs of a spool; returns whether it could be done."""
+    if not spool.lock.acquire():
+        console.fail(f"{spool.folder} is in use by its training.")
+        return False
+    jobs = len(spool.pending()) + len(spool.names(spool.parked))
+    spool.lock.release()
+    spool.discard()
+    console.say(f"{spool.folder}: {jobs} job{'s' * (jobs != 1)} discarded")
+    return True
 
 
 def _list(spool: Spool) -> None:
@@ -86,11 +111,11 @@ def _size(size_bytes: int) -> str:
     return f"{size_bytes} bytes"
 
 
-def _publish(spool: Spool) -> int:
-    """Publish one spool; returns the number of jobs that are left in it."""
+def _publish(spool: Spool) -> tuple[int, int]:
+    """Publish one spool; returns the numbers of jobs that it had and that are left."""
     if not spool.lock.acquire():
         console.say(f"{spool.folder.name}: its own training publishes it")
-        return 0
+        return 1, 0
     spool.unpark()
     spool.recover()
     jobs = [job for name in spool.pending() if (job := spool.read(name)) is not None]
@@ -101,16 +126,19 @@ def _publish(spool: Spool) -> int:
     if not jobs:
         if not unreadable and spool.lock.acquire():
             spool.close()
-        return unreadable
+        return unreadable, unreadable
     first = jobs[0]
     try:
         with connected(first.instance, create=False) as slug:
-            return _publish_into(spool, first, slug, len(jobs))
+            return len(jobs), _publish_into(spool, first, slug, len(jobs))
     except Exception as error:  # of one spool; the others are published all the same
         console.fail(
             f"{len(jobs)} jobs of run {first.run} wait for {first.instance}: {first_line(error)}"
         )
-        return len(jobs) + unreadable
+        if isinstance(error, InstanceError):
+            place = shlex.quote(os.path.relpath(spool.folder))
+            console.say(f"if it is gone for ever: lamin-train sync --discard {place}")
+        return len(jobs) + unreadable, len(jobs) + unreadable
 
 
 def _publish_into(spool: Spool, first: Job, slug: str, number: int) -> int:

@@ -103,6 +103,7 @@ class LaminRegistry:
     def close_run(self, job: Job) -> None:
         """Record how the run ended, and when."""
         run = self._run(job.run)
+        add_metrics(run, job.notes.get("metrics") or {})
         set_ending(run, job.status, datetime.fromisoformat(job.at))
 
     def verdict(self, error: Exception) -> Verdict:
@@ -302,6 +303,13 @@ class LaminRegistry:
             except TypeError as error:
                 console.warn(f"{job.key or job.run}: {error}; it is left out")
         return fitting
+
+
+def add_metrics(run: Any, values: dict[str, Any]) -> None:
+    """Add last values of metrics to those that a run has, without saving it."""
+    if values:
+        extra = dict(run.extra_data or {})
+        run.extra_data = {**extra, "metrics": {**extra.get("metrics", {}), **values}}
 
 
 def set_ending(run: Any, status: str, finished_at: datetime) -> None:

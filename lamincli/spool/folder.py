@@ -254,6 +254,14 @@ class Spool:
                 index.forget(self.folder)
             self.lock.release()
 
+    def discard(self) -> None:
+        """Forget all jobs of a spool that nobody serves."""
+        for number in _listdir(self.pins):
+            self._remove_pin(number)
+        _remove(self.folder)
+        _rmdir(self.folder.parent)
+        index.forget(self.folder)
+
     def pin_of(self, job: Job) -> Path:
         """Return the file or folder that a job publishes."""
         return self.folder / job.pin
