@@ -101,6 +101,8 @@ def test_database_that_stays_away(postgres, shell, record, project):
     assert sorted(key.rpartition("/")[2] for key in run.outputs if key.endswith("ckpt")) == NAMES
     assert "cannot be reached" in run.log
     assert not (project / ".lamin_spool").exists()
+    assert set(run.extra["metrics"]) == {"train_loss", "val_loss"}
+    assert run.extra["lamin_train"]["attempts"][-1]["status"] == "completed"
     assert "nothing to publish" in shell("sync").stdout
 
 

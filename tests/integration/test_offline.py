@@ -128,16 +128,28 @@ def test_project_that_was_moved_or_copied(offline, shell, record, project, monke
     done = shell(*train, str(new), *command, program=["bash"])
     assert done.returncode == 0, done.stderr
     code = "import lamindb as ln; print([run.status for run in ln.Run.filter()])"
-    listing = [
-        sys.executable,
-        "-c",
-        f"from lamincli.instance import connect; connect(None); {code}",
-    ]
+    listing = [sys.executable, "-c", code]  # which finds it by itself, by now
     assert (
         "['completed', 'completed']" in shell(*train, str(new), *listing, program=["bash"]).stdout
     )
     if how == "copytree":
         assert "['completed']" in shell(*train, str(old), *listing, program=["bash"]).stdout
+
+
+def test_instance_that_is_gone_is_said_to_be(offline, shell, project):
+    """The folder was deleted or renamed: no empty one in its place, and two ways out."""
+    assert shell(*FIT).returncode == 0
+    (project / "lamindb").rename(project / "backup")
+    for _ in range(2):
+        done = shell(*FIT)
+        assert done.returncode == 2
+        assert "Restore the folder, or start a new instance there with" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert not (project / "lamindb").exists()
+    shell("-c", "import lamindb", program=[sys.executable])  # leaves an empty database there
+    done = shell(*FIT, "--lamin.instance=lamindb")
+    assert done.returncode == 0, done.stderr
+    assert "created a local LaminDB instance" in done.stdout
 
 
 def test_hub_that_is_away_is_one_warning(ln, monkeypatch, caplog):

@@ -502,6 +502,25 @@ def test_sync_leaves_a_training_alone_that_is_running(train, project, shell, cap
     assert names_of(cli.lamin_run) == NAMES
 
 
+def test_jobs_of_an_instance_that_is_gone_can_be_discarded(train, project, capsys, monkeypatch, ln):
+    from lamincli.commands import sync
+    from lamincli.registry import storage
+
+    monkeypatch.setattr(storage, "store", lambda *_: (_ for _ in ()).throw(PermissionError("no")))
+    cli = train("fit", *ALL)
+    ln.Run.objects.filter(id=cli.lamin_run.id).update(uid="gone")
+    monkeypatch.setattr(ln.context, "_run", None)
+    assert sync.main(["."]) == 3
+    told = capsys.readouterr()
+    assert "It has no run" in told.err
+    assert "if it is gone for ever: lamin-train sync --discard .lamin_spool/" in told.out
+    assert sync.main(["--discard"]) == 2
+    assert sync.main(["--discard", "."]) == 0
+    assert not (project / ".lamin_spool").exists()
+    assert sync.main(["."]) == 0
+    assert len(list(project.rglob("*.ckpt"))) == 4, "the checkpoints themselves stay"
+
+
 def test_sync_of_a_folder_that_is_not_there(shell):
     done = shell("sync", "nowhere")
     assert (done.returncode, done.stderr) == (2, "error: There is no folder nowhere.\n")
