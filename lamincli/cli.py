@@ -152,6 +152,7 @@ class LaminLightningCLI(LightningCLI):
         self._tracked: TrackedRun | None = None
         self._publishes = False
         self._config_saver: Any = None
+        self._predictions: Any = None
         self._references = References(ranks_began())
         self._slug: str | None = None
         self.unpublished: list[str] = []
@@ -185,7 +186,13 @@ class LaminLightningCLI(LightningCLI):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave behind what belongs to this process, for strategies that spawn the ranks."""
-        ours = {"_tracked": None, "_config_saver": None, "_resources": None, "_stop": None}
+        ours = {
+            "_tracked": None,
+            "_config_saver": None,
+            "_resources": None,
+            "_stop": None,
+            "_predictions": None,
+        }
         return self.__dict__ | ours
 
     # -- the record ------------------------------------------------------------------------
@@ -566,6 +573,12 @@ class LaminLightningCLI(LightningCLI):
         for observer in options["artifact_observers"] or []:
             if why := _why_no_observer(observer):
                 mistakes.append(f"checkpoint.artifact_observers: {why}")
+        predictions = self._lamin_options().predictions
+        if self.subcommand == "predict" and isinstance(predictions, str):
+            from lamincli.callbacks.predictions import why_no_key
+
+            if why := why_no_key(predictions):
+                mistakes.append(f"--lamin.predictions {predictions}: {why}")
         path = str(self._get(self.config, "ckpt_path") or "")
         words = path in ("", "best", "last", "hpc") or ":" in path
         if not words and not Path(path).exists():
@@ -661,6 +674,8 @@ class LaminLightningCLI(LightningCLI):
             if stock := [type(cb).__name__ for cb in checkpoints]:
                 console.warn(f"{stock[0]} in trainer.callbacks: its files are not published")
         options = self._lamin_options()
+        if predictions := self._make_predictions():
+            callbacks.append(predictions)
         for callback in publishing:
             adopt(callback)
             if isinstance(callback, Checkpoint):
@@ -668,6 +683,22 @@ class LaminLightningCLI(LightningCLI):
         if not publishing and self._tracked is not None:
             self._tracked.add_features(self._lamin_options().features.run)
         return self._with_our_config_callback(config, callbacks)
+
+    def _make_predictions(self) -> Any:
+        """Make the callback that keeps predictions, where there are any to keep."""
+        wanted = self._lamin_options().predictions
+        if self.subcommand != "predict" or wanted is False:
+            return None
+        from lamincli.callbacks.predictions import Predictions
+
+        self._predictions = Predictions(None if wanted is True else str(wanted))
+        return self._predictions
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        arguments = super()._prepare_subcommand_kwargs(subcommand)
+        if self._predictions is not None and arguments.get("return_predictions") is None:
+            arguments["return_predictions"] = False  # or they would all be kept in memory
+        return arguments
 
     def _with_our_config_callback(
         self, config: dict[str, Any], callbacks: list[Callback]
@@ -715,6 +746,8 @@ class LaminLightningCLI(LightningCLI):
             ending.rows |= {name: f"{value:.4g}" for name, value in metrics.items()}
         if config_key := getattr(self._config_saver, "key", None):
             ending.rows["config key"] = config_key
+        if predictions_key := getattr(self._predictions, "key", None):
+            ending.rows["predictions key"] = predictions_key
         ending.unpublished = self.unpublished
         if self.unpublished:
             ending.commands["publish the rest"] = ["lamin-train", "sync"]

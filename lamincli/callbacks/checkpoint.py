@@ -10,6 +10,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from functools import cache, partial
 from pathlib import Path
@@ -42,6 +43,7 @@ _KINDS = {
     "checkpoint": ("model checkpoint", "model"),
     "config": ("Lightning CLI config", "config"),
     "hparams": ("Lightning run hyperparameters", "config"),
+    "predictions": ("Lightning predictions", "dataset"),
 }
 _SLOW_OBSERVER_S = 5.0
 _UNTRACKED = f"untracked-{uuid4().hex[:8]}"
@@ -280,7 +282,7 @@ class Checkpoint(ll.Checkpoint):
         action: Literal["save", "remove", "annotate"],
         trainer: pl.Trainer,
         filepath: Path | str,
-        kind: ll.ArtifactKind,
+        kind: ll.ArtifactKind | Literal["predictions"],
         values: dict[Any, Any] | None = None,
         is_best: bool = False,
     ) -> Job:
@@ -408,6 +410,15 @@ class Checkpoint(ll.Checkpoint):
         if not Path(hparams_path).exists():
             return None
         return self._publish_text(trainer, Path(hparams_path), "hparams")
+
+    def save_predictions_artifact(self, trainer: pl.Trainer, path: Path, key: str) -> None:
+        """Publish predictions under a key, as an output of the run, without waiting."""
+        if self._has_own_publisher():
+            description, kind = _KINDS["predictions"]
+            self._create_lamin_artifact(path, key=key, description=description, kind=kind)
+            return
+        job = self._job("save", trainer, path, "predictions")
+        self._add(trainer, replace(job, key=key), path)
 
     def _publish_text(
         self, trainer: pl.Trainer, path: Path, kind: Literal["config", "hparams"]
@@ -568,7 +579,8 @@ def _to_pin(job: Job, filepath: Path | str) -> tuple[Path | None, str | None]:
     if not filepath or job.is_in_place:
         return None, None
     path = Path(filepath)
-    return path, None if job.kind == "checkpoint" else redact_config(path.read_text())
+    is_text = job.kind in ("config", "hparams")
+    return path, redact_config(path.read_text()) if is_text else None
 
 
 @cache
