@@ -124,9 +124,12 @@ class LaminLightningCLI(LightningCLI):
     Attributes:
         unpublished: After the end, the local paths of what is still in the spool. `lamin-train`
             exits with code 3 then; a script may do the same.
+        then: What ran the stage of ``--lamin.then``, after this one.
     """
 
+    then: LaminLightningCLI | None = None
     _open: LaminLightningCLI | None = None  # made with run=False, its run not yet finished
+    _follows: LaminLightningCLI | None = None  # the fit after which this stage runs
 
     def __init__(
         self,
@@ -148,11 +151,14 @@ class LaminLightningCLI(LightningCLI):
         auto_configure_optimizers: bool = True,
         load_from_checkpoint_support: bool = True,
     ) -> None:
+        arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        attributes = dict(vars(self))
         self._args = args
         self._tracked: TrackedRun | None = None
         self._publishes = False
         self._config_saver: Any = None
         self._predictions: Any = None
+        self._evaluated: Any = None
         self._references = References(ranks_began())
         self._slug: str | None = None
         self.unpublished: list[str] = []
@@ -181,6 +187,7 @@ class LaminLightningCLI(LightningCLI):
             self._end_by(error)
         if run:
             self.finish()
+            self._run_next(attributes, arguments)
         elif self._tracked is not None:
             self._finish_at_exit()
 
@@ -217,6 +224,7 @@ class LaminLightningCLI(LightningCLI):
                 self._tracked.note(f"stopped by {signal.Signals(self._stop.signum).name}")
             self._publish_rest()
             self._record_metrics()
+            self._annotate_checkpoint(status)
             self._tracked.finish(status, error, farewell=lambda: self._show_ending(status))
             self._publish_no_more()
         self._resources.close()
@@ -224,6 +232,7 @@ class LaminLightningCLI(LightningCLI):
     def _begin(self) -> None:
         """Begin the run, unless nothing is to be recorded or another rank does it."""
         options = self._lamin_options()
+        self._check_next(options.then)
         self._publishes = options.track and not self._trainer_option("fast_dev_run")
         if not self._publishes:
             return
@@ -247,14 +256,28 @@ class LaminLightningCLI(LightningCLI):
             slug=slug,
             source=find_source(self._chosen_model()),
             params=self._config_as_dict(),
-            argv=sys.argv[1:],
+            argv=self._words(),
             stage=self.subcommand,
+            parent=self._follows.lamin_run.uid if self._follows else None,
         )
         self._tracked.use(self._references.artifacts)
         if ckpt_path := self._get(self.config, "ckpt_path"):
-            self._tracked.use_file(ckpt_path)
+            self._evaluated = self._used_checkpoint(ckpt_path)
         elif self.subcommand in {"validate", "test", "predict"}:
             console.warn(f"{self.subcommand} without --ckpt_path: the model has its first weights")
+
+    def _used_checkpoint(self, path: str) -> Any:
+        """Return the artifact of the checkpoint, an input of the run; `None` if it has none here.
+
+        That of another instance is not ours to annotate, nor a folder that holds the checkpoint.
+        """
+        assert self._tracked is not None
+        if not is_reference(path):
+            parent = self._follows and self._follows.lamin_run
+            return self._tracked.use_file(path, of_run=parent)
+        found = self._references.resolve(path)
+        is_here = found.artifact is not None and found.artifact._state.db == "default"
+        return found.artifact if is_here and not found.subpath else None
 
     def _connect(self, instance: str | None, create: bool = True) -> str:
         """Connect the instance, once; a run that was left open in another one is closed before."""
@@ -370,6 +393,105 @@ class LaminLightningCLI(LightningCLI):
         except Exception as failure:  # the run must be closed all the same
             console.warn(f"the metrics could not be recorded: {failure}")
 
+    def _annotate_checkpoint(self, status: Status) -> None:
+        """Give the checkpoint that was evaluated its metrics."""
+        trainer, artifact = self._made_trainer, self._evaluated
+        evaluates = self.subcommand in ("validate", "test") and status == "completed"
+        if self._tracked is None or trainer is None or artifact is None or not evaluates:
+            return
+        try:
+            self._tracked.annotate_evaluated(artifact, trainer.callback_metrics)
+        except Exception as failure:  # the run must be closed all the same
+            console.warn(f"the metrics could not be added to {artifact.key}: {failure}")
+
+    # -- the stage after a fit -------------------------------------------------------------
+
+    def _check_next(self, stage: str | None) -> None:
+        """Refuse a stage after the fit that cannot run, before anything is trained.
+
+        Raises:
+            UsageError: It was typed for another stage than fit, or something that it needs is not
+                there.
+        """
+        if stage is None or (self.subcommand != "fit" and not self._is_typed("then")):
+            return
+        option = f"--lamin.then {stage}"
+        if self.subcommand != "fit":
+            here = f"this is {self.subcommand}" if self.subcommand else "there is no subcommand"
+            raise UsageError(
+                f"{option}: a stage follows fit, and {here}. Leave the option out, or run fit."
+            )
+        model, data = self._chosen_model(), self._chosen_data()
+        what = {"validate": "validation", "predict": "predict"}.get(stage, stage)
+        loader = f"{'val' if stage == 'validate' else stage}_dataloader"
+        mistakes = []
+        if stage != "predict" and _lacks(model, f"{what}_step"):
+            mistakes.append(f"{option}: {model.__name__} has no {what}_step. Define it.")
+        if _lacks(model, loader) and (data is None or _lacks(data, loader)):
+            name = (data or model).__name__
+            mistakes.append(f"{option}: {name} has no {loader}. Define it.")
+        checkpoint = self._get(self.config, "checkpoint")
+        saves_none = checkpoint["save_top_k"] == 0 and not checkpoint["save_last"]
+        if self._trainer_option("enable_checkpointing") is False:
+            mistakes.append(f"{option}: trainer.enable_checkpointing is false, and it needs one.")
+        elif saves_none and not self._trainer_option("callbacks"):
+            mistakes.append(
+                f"{option}: checkpoint.save_top_k is 0, so that there is no checkpoint to go on "
+                "with. Set it to 1, or checkpoint.save_last to true."
+            )
+        if mistakes:
+            raise UsageError.of(mistakes)
+
+    def _is_typed(self, name: str) -> bool:
+        """Tell whether an option of ours is among the words, and not in a config file only."""
+        words = sys.argv[1:] if self._args is None else self._args
+        if isinstance(words, list):
+            options = (f"--lamin.{name}", f"--{self.subcommand}.lamin.{name}")
+            return any(str(word).partition("=")[0] in options for word in words)
+        return (self._given().get("lamin") or {}).get(name) is not None
+
+    def _run_next(self, attributes: dict[str, Any], arguments: dict[str, Any]) -> None:
+        """Run the stage that shall follow a completed fit, as an object of the same class.
+
+        It has a run, a trainer and a config of its own. The `__init__` of a subclass is not called
+        again: what it passed on, and had set on the object by then, is known.
+        """
+        stage = self._lamin_options().then
+        if stage is None or self.subcommand != "fit" or self._stop.signum is not None:
+            return
+        config = self._config_as_dict()
+        config["lamin"]["then"] = None
+        config["ckpt_path"] = self._checkpoint_to_go_on_with()
+        self.then = then = object.__new__(type(self))
+        vars(then).update(attributes, _follows=self)
+        args = {"subcommand": stage, stage: config}
+        LaminLightningCLI.__init__(then, **{**arguments, "args": args})
+        self.unpublished += then.unpublished
+
+    def _checkpoint_to_go_on_with(self) -> str | None:
+        """Return the best checkpoint; the last one where none is ranked."""
+        if self._trainer_option("fast_dev_run"):
+            return None  # nothing is saved; the stage is tried out all the same
+        callbacks: list[Any] = self.trainer.checkpoint_callbacks
+        callbacks = sorted(callbacks, key=lambda one: one.monitor is None)
+        best = [one.best_model_path for one in callbacks if one.best_model_path]
+        last = [one.last_model_path for one in callbacks if one.last_model_path]
+        if not (paths := best + last):
+            raise LaminTrainError(
+                f"The fit has saved no checkpoint, so that there is none to go on with. "
+                f"Let it save one, or leave out --lamin.then {self._lamin_options().then}."
+            )
+        return str(paths[0])
+
+    def _words(self) -> list[str]:
+        """Return the words that run this stage, alone."""
+        saver = self._follows._config_saver if self._follows else None
+        if saver is None or saver.local_path is None:
+            return sys.argv[1:]
+        words = [str(self.subcommand), "--config", _short(saver.local_path)]
+        path = self._get(self.config, "ckpt_path")
+        return [*words, "--ckpt_path", _short(path) if Path(path).exists() else path]
+
     # -- references ------------------------------------------------------------------------
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -406,7 +528,8 @@ class LaminLightningCLI(LightningCLI):
             path = self._get(self.config, "ckpt_path")
             if not mistakes and is_reference(path):
                 path = self._references.local_path(path)
-            if path and Path(path).is_file():
+            # After a fit, the config is that of the checkpoint.
+            if path and Path(path).is_file() and self._follows is None:
                 self._take_hparams(str(path))
         for section in ("model", "data"):
             self._look_up(section, mistakes)
@@ -622,6 +745,13 @@ class LaminLightningCLI(LightningCLI):
             return _import(config["class_path"])
         return self._model_class
 
+    def _chosen_data(self) -> Any:
+        """Return the data module class or function, before it is instantiated."""
+        config = self._get(self.config, "data")
+        if self.subclass_mode_data and config is not None and "class_path" in config:
+            return _import(config["class_path"])
+        return self.datamodule_class
+
     # -- classes ---------------------------------------------------------------------------
 
     def instantiate_classes(self) -> None:
@@ -790,6 +920,13 @@ class LaminLightningCLI(LightningCLI):
             elsewhere = self._get(self.config, "lamin").get("instance") is not None
             connect = [f"{ENVIRONMENT_VARIABLE}={self._tracked.slug}"] if elsewhere else []
             ending.commands["load it"] = [*connect, "python", "-c", code]
+
+
+def _lacks(kind: Any, hook: str) -> bool:
+    """Tell whether a class is known not to define a hook."""
+    if not isinstance(kind, type):
+        return False
+    return getattr(kind, hook, None) in (None, getattr(LightningModule, hook))
 
 
 def _publishes(callback: Any) -> bool:

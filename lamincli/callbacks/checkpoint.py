@@ -171,6 +171,7 @@ class Checkpoint(ll.Checkpoint):
         else:
             super().setup(trainer, pl_module, stage)
             self._features_of_run = self._run_uid
+            self._are_run_features_spooled = False
             if trainer.is_global_zero:
                 self._feature_uids = self._look_up_features()
                 self._storage_uid = _default_storage()
@@ -626,6 +627,8 @@ def adopt(callback: ll.ArtifactPublishingModelCheckpoint) -> None:
     persists to a place of its own, on the generic base class, is left as it is.
     """
     kind: Any = type(callback)
+    for name in (*_PLAIN, "_run_uid"):  # left from a run that it served before, in this process
+        vars(callback).pop(name, None)
     if isinstance(callback, ll.Checkpoint) and not isinstance(callback, Checkpoint):
         callback.__class__ = Checkpoint if kind is ll.Checkpoint else _combined(kind)
 
@@ -644,7 +647,10 @@ def _restore(kind: Any, state: dict[str, Any]) -> Checkpoint:
     return callback
 
 
+_PLAIN = ("setup", "_save_checkpoint", "_remove_checkpoint", "_save_topk_checkpoint")
+
+
 def make_plain(callback: ModelCheckpoint) -> None:
     """Let a publishing checkpoint callback do what `ModelCheckpoint` does, and no more."""
-    for name in ("setup", "_save_checkpoint", "_remove_checkpoint", "_save_topk_checkpoint"):
+    for name in _PLAIN:
         setattr(callback, name, MethodType(getattr(ModelCheckpoint, name), callback))

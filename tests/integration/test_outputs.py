@@ -460,3 +460,206 @@ def test_observers_are_told(train):
                 **predicting(lambda b: b))  # fmt: skip
     told = {event.kind: event for _, event in Collect.told}
     assert told["predictions"].key == cli._predictions.key
+
+
+# -- metrics on the checkpoint that was evaluated -------------------------------------------------
+
+
+class Evaluated(TinyModel):
+    """Logs a metric that has a feature, and one whose name is that of a Lightning feature."""
+
+    def validation_step(self, batch, batch_idx):
+        super().validation_step(batch, batch_idx)
+        self.log("eval_loss", self.layer(batch[0]).pow(2).mean())
+
+    def test_step(self, batch, batch_idx):
+        self.log_dict({"eval_loss": self.layer(batch[0]).pow(2).mean(), "score": 100.0})
+        self.log("eval_nan", torch.tensor(float("nan")))
+
+
+@pytest.fixture
+def features(ln):
+    """Create features that only the model of these tests logs."""
+    for name in ("eval_loss", "eval_nan"):
+        ln.Feature(name=name, dtype=float).save()
+
+
+@pytest.fixture
+def trained(train, last_run):
+    train("fit", "--checkpoint.monitor=val_loss")
+    return last_run()
+
+
+def best_of(run):
+    return run.output_artifacts.get(kind="model")
+
+
+def values_of(artifact):
+    return type(artifact).get(artifact.uid).features.get_values()
+
+
+@pytest.mark.parametrize("by", ["reference", "file"])
+def test_evaluation_annotates_the_checkpoint(train, trained, features, by):
+    best = best_of(trained)
+    path = f"lamin:run/{trained.uid}/best" if by == "reference" else str(best.path)
+    before = values_of(best)
+    cli = train("test", f"--ckpt_path={path}", model_class=Evaluated)
+    loss = float(cli.trainer.callback_metrics["eval_loss"])
+    assert values_of(best) == before | {"eval_loss": loss}
+    again = train("test", f"--ckpt_path={path}", "--data.size=8", model_class=Evaluated)
+    assert values_of(best)["eval_loss"] == float(again.trainer.callback_metrics["eval_loss"])
+    assert values_of(best)["eval_loss"] != loss
+    assert best in again.lamin_run.input_artifacts.all()
+
+
+def test_the_score_of_the_training_stays(train, trained, features):
+    best = best_of(trained)
+    before = values_of(best)
+    train("test", f"--ckpt_path={best.path}", model_class=Evaluated)
+    after = values_of(best)
+    assert "eval_loss" in after
+    assert "eval_nan" not in after
+    assert after["score"] == before["score"]
+
+
+def test_no_database_for_the_features_is_a_warning(train, trained, features, capsys, monkeypatch):
+    from django.db import OperationalError
+
+    from lamincli.registry import values
+
+    def away(*args):
+        raise OperationalError("away")
+
+    monkeypatch.setattr(values, "unlink", away)
+    cli = train("test", f"--ckpt_path={best_of(trained).path}", model_class=Evaluated)
+    assert cli.lamin_run.status == "completed"
+    assert "the metrics could not be added" in capsys.readouterr().err
+
+
+# -- the stage after a fit ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("monitor", ["val_loss", None])
+@pytest.mark.parametrize("stage", ["validate", "test", "predict"])
+def test_stage_after_fit_is_a_child_run(train, ln, capsys, stage, monitor, features):
+    words = [f"--checkpoint.monitor={monitor}"] if monitor else []
+    cli = train("fit", f"--lamin.then={stage}", *words, "--trainer.max_epochs=2",
+                model_class=Evaluated)  # fmt: skip
+    fit, then = cli.lamin_run, cli.then.lamin_run
+    assert [run.status for run in (fit, then)] == ["completed"] * 2
+    assert then.initiated_by_run == fit
+    best = best_of(fit)
+    assert best in then.input_artifacts.all()
+    assert cli.then.trainer.ckpt_path == cli.trainer.checkpoint_callback.best_model_path
+    assert cli.then.model is not cli.model
+    out = capsys.readouterr().out
+    assert out.index(f"run {fit.uid} completed") < out.index(f"run {then.uid} completed")
+    assert then.extra_data["lamin_train"]["stage"] == stage
+    command = then.extra_data["lamin_train"]["command"]
+    assert command.startswith(f"{stage} --config ")
+    if stage == "predict":
+        assert len(the_file(cli.then)) == 16
+    else:
+        assert then.extra_data["metrics"]["eval_loss"] == values_of(best)["eval_loss"]
+    assert {a.description for a in then.input_artifacts.all()} >= {"Lightning CLI config"}
+    # The words that are recorded do the same.
+    again = train(*command.split(), model_class=Evaluated)
+    assert again.then is None
+    assert best in again.lamin_run.input_artifacts.all()
+
+
+def test_stage_after_fit_in_a_subclass_with_arguments_of_its_own(train):
+    from lightning.pytorch.callbacks import LearningRateMonitor
+
+    from lamincli import Checkpoint, LaminLightningCLI
+
+    callbacks = [Checkpoint(monitor="val_loss"), LearningRateMonitor()]
+
+    class Mine(LaminLightningCLI):
+        def __init__(self, flavour, **arguments):
+            self.flavour = flavour
+            super().__init__(trainer_defaults={"callbacks": callbacks}, **arguments)
+
+        def add_arguments_to_parser(self, parser):
+            parser.add_argument("--flavour", default=self.flavour)
+
+    cli = train("fit", "--lamin.then=test", cli=Mine, flavour="sweet")
+    assert type(cli.then) is Mine
+    assert cli.then.config["test"]["flavour"] == "sweet"
+    fit, then = cli.lamin_run, cli.then.lamin_run
+    assert then.uid in then.input_artifacts.get(description="Lightning CLI config").key
+    assert best_of(fit) in then.input_artifacts.all()
+
+
+def test_stage_after_fit_within_the_run_of_a_script(train, ln):
+    ln.track(transform=ln.Transform(key="script.py", kind="pipeline").save())
+    run = ln.context.run
+    cli = train("fit", "--lamin.then=test")
+    assert cli.lamin_run == run
+    assert cli.then.lamin_run.initiated_by_run == run
+    assert ln.context.run == run
+    assert cli.then.lamin_run.status == "completed"
+    ln.finish()
+
+
+def test_stage_after_fit_without_a_record(train, ln):
+    before = ln.Run.objects.count()
+    cli = train("fit", "--lamin.then=test", "--lamin.track=false")
+    assert cli.then.trainer.ckpt_path == cli.trainer.checkpoint_callback.best_model_path
+    cli = train("fit", "--lamin.then=test", "--trainer.fast_dev_run=1")
+    assert "test_loss" in cli.then.trainer.callback_metrics
+    assert ln.Run.objects.count() == before
+
+
+class NoTest(TinyModel):
+    test_step = TinyModel.__mro__[1].test_step
+
+
+class NoTestData(TinyData):
+    test_dataloader = None
+
+
+@pytest.mark.parametrize(
+    ("words", "arguments", "why"),
+    [
+        (["test", "--lamin.then=test"], {}, "follows fit, and this is test"),
+        (["validate", "--lamin.then", "test"], {}, "follows fit, and this is validate"),
+        (["fit", "--lamin.then=test"], {"model_class": NoTest}, "NoTest has no test_step"),
+        (["fit", "--lamin.then=test"], {"datamodule_class": NoTestData}, "no test_dataloader"),
+        (["fit", "--lamin.then=test", "--trainer.enable_checkpointing=false"], {}, "is false"),
+        (["fit", "--lamin.then=test", "--checkpoint.save_top_k=0"], {}, "save_top_k is 0"),
+        (["fit", "--lamin.then=sing"], {}, "then"),
+    ],
+)
+def test_wrong_stage_after_fit_is_refused(train, ln, capsys, words, arguments, why):
+    before = ln.Run.objects.count()
+    with pytest.raises(SystemExit) as ended:
+        train(*words, **arguments)
+    assert ended.value.code == 2
+    assert why in capsys.readouterr().err
+    assert ln.Run.objects.count() == before
+
+
+def test_failed_fit_is_not_followed(train, last_run, ln):
+    before = ln.Run.objects.count()
+    with pytest.raises(ValueError, match="boom"):
+        train("fit", "--lamin.then=test", "--model.at=raise")
+    assert ln.Run.objects.count() == before + 1
+
+
+@pytest.mark.parametrize(
+    ("program", "strategy"),
+    [(TORCHRUN, "ddp"), (None, "ddp"), (None, "ddp_spawn")],
+    ids=["torchrun", "ddp", "ddp_spawn"],
+)
+def test_two_ranks_test_after_fit(shell, record, program, strategy):
+    done = shell(
+        "fit", "--lamin.then=test", "--model=tests_models.TinyModel", "--data=tests_models.TinyData",
+        "--trainer.max_epochs=1", *QUIET, f"--trainer.strategy={strategy}",
+        program=program, timeout_s=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    fit, then = record()
+    assert (fit.status, then.status, then.parent) == ("completed", "completed", fit.uid)
+    assert any(key.endswith(".ckpt") for key in then.inputs)
+    assert set(then.extra["metrics"]) == {"test_loss"}
