@@ -461,7 +461,11 @@ class LaminLightningCLI(LightningCLI):
             return
         config = self._config_as_dict()
         config["lamin"]["then"] = None
-        config["ckpt_path"] = self._checkpoint_to_go_on_with()
+        try:
+            config["ckpt_path"] = self._checkpoint_to_go_on_with()
+        except LaminTrainError as error:
+            console.fail(str(error))
+            raise SystemExit(error.exit_code) from None
         self.then = then = object.__new__(type(self))
         vars(then).update(attributes, _follows=self)
         args = {"subcommand": stage, stage: config}
@@ -876,8 +880,10 @@ class LaminLightningCLI(LightningCLI):
             ending.rows |= {name: f"{value:.4g}" for name, value in metrics.items()}
         if config_key := getattr(self._config_saver, "key", None):
             ending.rows["config key"] = config_key
-        if predictions_key := getattr(self._predictions, "key", None):
-            ending.rows["predictions key"] = predictions_key
+        if self._predictions is not None:
+            # A rank zero that a strategy spawned had a callback of its own.
+            key = self._predictions.key or self._tracked.key_of("Lightning predictions")
+            ending.rows |= {"predictions key": key} if key else {}
         ending.unpublished = self.unpublished
         if self.unpublished:
             ending.commands["publish the rest"] = ["lamin-train", "sync"]

@@ -91,6 +91,14 @@ class TrackedRun:
             return None
         return str(artifact.uid) if artifact else None
 
+    def key_of(self, description: str) -> str | None:
+        """Return the key of an output with a description, if it can be known."""
+        try:
+            artifact = ln.Artifact.filter(description=description, run=self.record).first()
+        except (OperationalError, InterfaceError):
+            return None
+        return str(artifact.key) if artifact else None
+
     def use(self, artifacts: Mapping[str, Any]) -> None:
         """Make artifacts inputs of the run.
 

@@ -27,6 +27,7 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from lightning.pytorch.utilities import CombinedLoader
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
 from lamincli import console
 from lamincli.callbacks.checkpoint import Checkpoint
@@ -67,6 +68,13 @@ class Predictions(BasePredictionWriter):
         self._folder: Path | None = None
         self._part: _Part | None = None
         self._loaders: list[Any] = []
+        self._count = 0  # of the batches of a loader
+        self._knows_samples = True
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Notice a `predict_step` that takes an iterator, of which Lightning knows no indices."""
+        step = pl_module.predict_step
+        self._knows_samples = not is_param_in_hook_signature(step, "dataloader_iter", explicit=True)
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Make the folder for the parts, where every rank must see it."""
@@ -102,18 +110,22 @@ class Predictions(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Write a batch into the part file of this rank."""
-        if prediction is None or self._folder is None:
+        if self._folder is None:
             return
         if self._part is None or self._part.loader != dataloader_idx:
             self._close_part()
+            self._count = 0
             as_rows = self.wanted_key is None or not self.wanted_key.endswith(".pt")
             self._part = _Part(self._folder, trainer.global_rank, dataloader_idx, as_rows)
+        order = self._count * trainer.world_size + trainer.global_rank
+        self._count += 1
+        if prediction is None:
+            return
         sampler = getattr(self._loaders[dataloader_idx], "batch_sampler", None)
         # Without such a sampler, Lightning hands over the indices of a batch of another loader.
-        indices = batch_indices if hasattr(sampler, "seen_batch_indices") else None
-        may_repeat = trainer.world_size > 1 and not _repeats_nothing(self._loaders[dataloader_idx])
-        order = batch_idx * trainer.world_size + trainer.global_rank
-        self._part.write(prediction, indices, order, may_repeat)
+        has_indices = self._knows_samples and hasattr(sampler, "seen_batch_indices")
+        indices = batch_indices if has_indices else None
+        self._part.write(prediction, indices, order, _may_repeat(sampler, trainer.world_size))
 
     def on_predict_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Merge the parts of all ranks, and publish the result."""
@@ -211,10 +223,15 @@ def _free(path: Path) -> Path:
     return next(p for p in (path, *counted) if not p.exists()) if path.exists() else path
 
 
-def _repeats_nothing(loader: Any) -> bool:
-    """Tell whether the sampler is Lightning's for predictions, which repeats no sample."""
-    sampler = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
-    return isinstance(sampler, UnrepeatedDistributedSampler)
+def _may_repeat(batch_sampler: Any, world_size: int) -> bool:
+    """Tell whether several ranks may predict the same sample.
+
+    Lightning's own sampler for predictions repeats none, unless ranks share their part of the data.
+    """
+    sampler = getattr(batch_sampler, "sampler", None)
+    if isinstance(sampler, UnrepeatedDistributedSampler) and sampler.num_replicas == world_size:
+        return False
+    return world_size > 1
 
 
 # -- one batch as rows ------------------------------------------------------------------------

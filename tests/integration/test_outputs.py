@@ -1,5 +1,6 @@
 """What a stage leaves behind: predictions, metrics on checkpoints, and the stage after a fit."""
 
+import re
 import sys
 import weakref
 from pathlib import Path
@@ -263,6 +264,28 @@ def test_several_loaders_are_numbered(train):
     }
     lists = the_file(train("predict", **predicting(lambda batch: [batch], TwoLoaders)))
     assert [len(batches) for batches in lists] == [3, 2]
+
+
+class IteratorModel(TinyModel):
+    def predict_step(self, dataloader_iter):
+        batch, _, _ = next(dataloader_iter)
+        return batch
+
+
+def test_step_that_takes_an_iterator(train):
+    cli = train("predict", model_class=IteratorModel, datamodule_class=NumberData)
+    assert the_file(cli)["prediction"].to_pylist() == list(range(10))
+
+
+def test_folder_that_not_every_rank_sees(train, capsys, monkeypatch, project):
+    from lightning.pytorch.strategies import SingleDeviceStrategy
+
+    monkeypatch.setattr(SingleDeviceStrategy, "reduce_boolean_decision", lambda *a, **k: False)
+    with pytest.raises(SystemExit) as ended:
+        train("predict", **predicting(lambda b: b))
+    assert ended.value.code == 2
+    assert "shared file system" in capsys.readouterr().err
+    assert not list(project.rglob("*predictions*"))
 
 
 def test_many_chunks_and_folds(monkeypatch, tmp_path):
@@ -591,6 +614,34 @@ def test_stage_after_fit_in_a_subclass_with_arguments_of_its_own(train):
     assert best_of(fit) in then.input_artifacts.all()
 
 
+class SizedModel(TinyModel):
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+
+def test_stage_after_fit_with_links_and_an_optimizer(train):
+    from lamincli import LaminLightningCLI
+
+    class Linked(LaminLightningCLI):
+        def add_arguments_to_parser(self, parser):
+            parser.link_arguments("data.size", "model.size")
+            parser.add_optimizer_args(torch.optim.SGD)
+
+    cli = train("fit", "--lamin.then=test", "--data.size=8", "--optimizer.lr=0.2", cli=Linked,
+                model_class=SizedModel)  # fmt: skip
+    assert cli.then.model.size == 8
+    assert cli.then.lamin_run.initiated_by_run == cli.lamin_run
+
+
+def test_fit_that_saves_no_checkpoint_is_not_followed(train, capsys, last_run):
+    with pytest.raises(SystemExit) as ended:
+        train("fit", "--lamin.then=test", "--checkpoint.every_n_epochs=5")
+    assert ended.value.code == 1
+    assert last_run().status == "completed"
+    assert "saved no checkpoint" in capsys.readouterr().err
+
+
 def test_stage_after_fit_within_the_run_of_a_script(train, ln):
     ln.track(transform=ln.Transform(key="script.py", kind="pipeline").save())
     run = ln.context.run
@@ -663,3 +714,27 @@ def test_two_ranks_test_after_fit(shell, record, program, strategy):
     assert (fit.status, then.status, then.parent) == ("completed", "completed", fit.uid)
     assert any(key.endswith(".ckpt") for key in then.inputs)
     assert set(then.extra["metrics"]) == {"test_loss"}
+
+
+# -- the guide ------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_guide_is_true(shell, record):
+    text = (ROOT / "docs/guides/predictions.md").read_text()
+    blocks = re.findall(r"```(bash|python)\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 6
+    for language, code in blocks:
+        lines = code.splitlines() if language == "bash" else [code]
+        for line in lines:
+            if language == "python":
+                done = shell("-c", line, program=[sys.executable])
+            else:
+                words = line.replace("configs/", f"{ROOT}/configs/").split()[1:]
+                short = ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"]
+                done = shell(*words, *short)
+            assert done.returncode == 0, done.stdout + done.stderr
+    assert [run.extra["lamin_train"]["stage"] for run in record()] == [
+        "fit", "predict", "test", "fit", "test"
+    ]  # fmt: skip
