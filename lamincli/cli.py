@@ -125,9 +125,12 @@ class LaminLightningCLI(LightningCLI):
     Attributes:
         unpublished: After the end, the local paths of what is still in the spool. `lamin-train`
             exits with code 3 then; a script may do the same.
+        then: What ran the stage of ``--lamin.then``, after this one.
     """
 
+    then: LaminLightningCLI | None = None
     _open: LaminLightningCLI | None = None  # made with run=False, its run not yet finished
+    _follows: LaminLightningCLI | None = None  # the fit after which this stage runs
 
     def __init__(
         self,
@@ -149,10 +152,14 @@ class LaminLightningCLI(LightningCLI):
         auto_configure_optimizers: bool = True,
         load_from_checkpoint_support: bool = True,
     ) -> None:
+        arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        attributes = dict(vars(self))
         self._args = args
         self._tracked: TrackedRun | None = None
         self._publishes = False
         self._config_saver: Any = None
+        self._predictions: Any = None
+        self._evaluated: Any = None
         self._references = References(ranks_began())
         self._slug: str | None = None
         self._resume: str | None = None
@@ -183,12 +190,19 @@ class LaminLightningCLI(LightningCLI):
             self._end_by(error)
         if run:
             self.finish()
+            self._run_next(attributes, arguments)
         elif self._tracked is not None:
             self._finish_at_exit()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave behind what belongs to this process, for strategies that spawn the ranks."""
-        ours = {"_tracked": None, "_config_saver": None, "_resources": None, "_stop": None}
+        ours = {
+            "_tracked": None,
+            "_config_saver": None,
+            "_resources": None,
+            "_stop": None,
+            "_predictions": None,
+        }
         return self.__dict__ | ours
 
     # -- the record ------------------------------------------------------------------------
@@ -213,6 +227,7 @@ class LaminLightningCLI(LightningCLI):
                 self._tracked.note(f"stopped by {signal.Signals(self._stop.signum).name}")
             self._publish_rest()
             self._record_metrics()
+            self._annotate_checkpoint(status)
             self._tracked.finish(status, error, farewell=lambda: self._show_ending(status))
             if status == "completed":
                 forget(self._tracked.uid)
@@ -222,6 +237,7 @@ class LaminLightningCLI(LightningCLI):
     def _begin(self) -> None:
         """Begin the run, unless nothing is to be recorded or another rank does it."""
         options = self._lamin_options()
+        self._check_next(options.then)
         self._publishes = options.track and not self._trainer_option("fast_dev_run")
         if not self._publishes:
             return
@@ -245,9 +261,10 @@ class LaminLightningCLI(LightningCLI):
             slug=slug,
             source=find_source(self._chosen_model()),
             params=self._config_as_dict(),
-            argv=sys.argv[1:],
+            argv=self._words(),
             stage=self.subcommand,
             **self._resumed(),
+            parent=self._follows.lamin_run.uid if self._follows else None,
         )
         if self._resumption is not None and (file := self._resumption.checkpoint) is not None:
             console.say(f"run {self._tracked.uid} goes on from {_short(file)}")
@@ -255,7 +272,7 @@ class LaminLightningCLI(LightningCLI):
             remember(self._tracked.uid, slug)
         self._tracked.use(self._references.artifacts)
         if ckpt_path := self._get(self.config, "ckpt_path"):
-            self._tracked.use_file(ckpt_path)
+            self._evaluated = self._used_checkpoint(ckpt_path)
         elif self.subcommand in {"validate", "test", "predict"}:
             console.warn(f"{self.subcommand} without --ckpt_path: the model has its first weights")
 
@@ -266,6 +283,19 @@ class LaminLightningCLI(LightningCLI):
             return {"resumes": found.run} if found else {}
         checkpoint = {"path": str(found.checkpoint), "step": found.step}
         return {"resumes": found.run, "checkpoint": checkpoint}
+
+    def _used_checkpoint(self, path: str) -> Any:
+        """Return the artifact of the checkpoint, an input of the run; `None` if it has none here.
+
+        That of another instance is not ours to annotate, nor a folder that holds the checkpoint.
+        """
+        assert self._tracked is not None
+        if not is_reference(path):
+            parent = self._follows and self._follows.lamin_run
+            return self._tracked.use_file(path, of_run=parent)
+        found = self._references.resolve(path)
+        is_here = found.artifact is not None and found.artifact._state.db == "default"
+        return found.artifact if is_here and not found.subpath else None
 
     def _connect(self, instance: str | None, create: bool = True) -> str:
         """Connect the instance, once; a run that was left open in another one is closed before."""
@@ -381,6 +411,109 @@ class LaminLightningCLI(LightningCLI):
         except Exception as failure:  # the run must be closed all the same
             console.warn(f"the metrics could not be recorded: {failure}")
 
+    def _annotate_checkpoint(self, status: Status) -> None:
+        """Give the checkpoint that was evaluated its metrics."""
+        trainer, artifact = self._made_trainer, self._evaluated
+        evaluates = self.subcommand in ("validate", "test") and status == "completed"
+        if self._tracked is None or trainer is None or artifact is None or not evaluates:
+            return
+        try:
+            self._tracked.annotate_evaluated(artifact, trainer.callback_metrics)
+        except Exception as failure:  # the run must be closed all the same
+            console.warn(f"the metrics could not be added to {artifact.key}: {failure}")
+
+    # -- the stage after a fit -------------------------------------------------------------
+
+    def _check_next(self, stage: str | None) -> None:
+        """Refuse a stage after the fit that cannot run, before anything is trained.
+
+        Raises:
+            UsageError: It was typed for another stage than fit, or something that it needs is not
+                there.
+        """
+        if stage is None or (self.subcommand != "fit" and not self._is_typed("then")):
+            return
+        option = f"--lamin.then {stage}"
+        if self.subcommand != "fit":
+            here = f"this is {self.subcommand}" if self.subcommand else "there is no subcommand"
+            raise UsageError(
+                f"{option}: a stage follows fit, and {here}. Leave the option out, or run fit."
+            )
+        model, data = self._chosen_model(), self._chosen_data()
+        what = {"validate": "validation", "predict": "predict"}.get(stage, stage)
+        loader = f"{'val' if stage == 'validate' else stage}_dataloader"
+        mistakes = []
+        if stage != "predict" and _lacks(model, f"{what}_step"):
+            mistakes.append(f"{option}: {model.__name__} has no {what}_step. Define it.")
+        if _lacks(model, loader) and (data is None or _lacks(data, loader)):
+            name = (data or model).__name__
+            mistakes.append(f"{option}: {name} has no {loader}. Define it.")
+        checkpoint = self._get(self.config, "checkpoint")
+        saves_none = checkpoint["save_top_k"] == 0 and not checkpoint["save_last"]
+        if self._trainer_option("enable_checkpointing") is False:
+            mistakes.append(f"{option}: trainer.enable_checkpointing is false, and it needs one.")
+        elif saves_none and not self._trainer_option("callbacks"):
+            mistakes.append(
+                f"{option}: checkpoint.save_top_k is 0, so that there is no checkpoint to go on "
+                "with. Set it to 1, or checkpoint.save_last to true."
+            )
+        if mistakes:
+            raise UsageError.of(mistakes)
+
+    def _is_typed(self, name: str) -> bool:
+        """Tell whether an option of ours is among the words, and not in a config file only."""
+        words = sys.argv[1:] if self._args is None else self._args
+        if isinstance(words, list):
+            options = (f"--lamin.{name}", f"--{self.subcommand}.lamin.{name}")
+            return any(str(word).partition("=")[0] in options for word in words)
+        return (self._given().get("lamin") or {}).get(name) is not None
+
+    def _run_next(self, attributes: dict[str, Any], arguments: dict[str, Any]) -> None:
+        """Run the stage that shall follow a completed fit, as an object of the same class.
+
+        It has a run, a trainer and a config of its own. The `__init__` of a subclass is not called
+        again: what it passed on, and had set on the object by then, is known.
+        """
+        stage = self._lamin_options().then
+        if stage is None or self.subcommand != "fit" or self._stop.signum is not None:
+            return
+        config = self._config_as_dict()
+        config["lamin"]["then"] = None
+        try:
+            config["ckpt_path"] = self._checkpoint_to_go_on_with()
+        except LaminTrainError as error:
+            console.fail(str(error))
+            raise SystemExit(error.exit_code) from None
+        self.then = then = object.__new__(type(self))
+        vars(then).update(attributes, _follows=self)
+        args = {"subcommand": stage, stage: config}
+        LaminLightningCLI.__init__(then, **{**arguments, "args": args})
+        self.unpublished += then.unpublished
+
+    def _checkpoint_to_go_on_with(self) -> str | None:
+        """Return the best checkpoint; the last one where none is ranked."""
+        if self._trainer_option("fast_dev_run"):
+            return None  # nothing is saved; the stage is tried out all the same
+        callbacks: list[Any] = self.trainer.checkpoint_callbacks
+        callbacks = sorted(callbacks, key=lambda one: one.monitor is None)
+        best = [one.best_model_path for one in callbacks if one.best_model_path]
+        last = [one.last_model_path for one in callbacks if one.last_model_path]
+        if not (paths := best + last):
+            raise LaminTrainError(
+                f"The fit has saved no checkpoint, so that there is none to go on with. "
+                f"Let it save one, or leave out --lamin.then {self._lamin_options().then}."
+            )
+        return str(paths[0])
+
+    def _words(self) -> list[str]:
+        """Return the words that run this stage, alone."""
+        saver = self._follows._config_saver if self._follows else None
+        if saver is None or saver.local_path is None:
+            return sys.argv[1:]
+        words = [str(self.subcommand), "--config", _short(saver.local_path)]
+        path = self._get(self.config, "ckpt_path")
+        return [*words, "--ckpt_path", _short(path) if Path(path).exists() else path]
+
     # -- references ------------------------------------------------------------------------
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -453,7 +586,8 @@ class LaminLightningCLI(LightningCLI):
                 path = self._references.local_path(path)
             if self._resumption is not None:
                 path = self._resumption.checkpoint or path
-            if path and Path(path).is_file():
+            # After a fit, the config is that of the checkpoint.
+            if path and Path(path).is_file() and self._follows is None:
                 self._take_hparams(str(path))
         for section in ("model", "data"):
             self._look_up(section, mistakes)
@@ -620,6 +754,12 @@ class LaminLightningCLI(LightningCLI):
         for observer in options["artifact_observers"] or []:
             if why := _why_no_observer(observer):
                 mistakes.append(f"checkpoint.artifact_observers: {why}")
+        predictions = self._lamin_options().predictions
+        if self.subcommand == "predict" and isinstance(predictions, str):
+            from lamincli.callbacks.predictions import why_no_key
+
+            if why := why_no_key(predictions):
+                mistakes.append(f"--lamin.predictions {predictions}: {why}")
         path = str(self._get(self.config, "ckpt_path") or "")
         words = path in ("", "best", "last", "hpc") or ":" in path
         if not words and not Path(path).exists():
@@ -663,6 +803,13 @@ class LaminLightningCLI(LightningCLI):
             return _import(config["class_path"])
         return self._model_class
 
+    def _chosen_data(self) -> Any:
+        """Return the data module class or function, before it is instantiated."""
+        config = self._get(self.config, "data")
+        if self.subclass_mode_data and config is not None and "class_path" in config:
+            return _import(config["class_path"])
+        return self.datamodule_class
+
     # -- classes ---------------------------------------------------------------------------
 
     def instantiate_classes(self) -> None:
@@ -682,12 +829,6 @@ class LaminLightningCLI(LightningCLI):
             super().instantiate_classes()
         finally:
             del parser.instantiate_classes
-
-    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        arguments = super()._prepare_subcommand_kwargs(subcommand)
-        if self._resumption is not None and self._resumption.checkpoint is not None:
-            arguments["ckpt_path"] = str(self._resumption.checkpoint)
-        return arguments
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         if "callbacks" not in config:  # a function without that argument; Lightning warns
@@ -721,6 +862,8 @@ class LaminLightningCLI(LightningCLI):
             if stock := [type(cb).__name__ for cb in checkpoints]:
                 console.warn(f"{stock[0]} in trainer.callbacks: its files are not published")
         options = self._lamin_options()
+        if predictions := self._make_predictions():
+            callbacks.append(predictions)
         for callback in publishing:
             adopt(callback)
             if isinstance(callback, Checkpoint):
@@ -730,6 +873,24 @@ class LaminLightningCLI(LightningCLI):
         if not publishing and self._tracked is not None:
             self._tracked.add_features(self._lamin_options().features.run)
         return self._with_our_config_callback(config, callbacks)
+
+    def _make_predictions(self) -> Any:
+        """Make the callback that keeps predictions, where there are any to keep."""
+        wanted = self._lamin_options().predictions
+        if self.subcommand != "predict" or wanted is False:
+            return None
+        from lamincli.callbacks.predictions import Predictions
+
+        self._predictions = Predictions(None if wanted is True else str(wanted))
+        return self._predictions
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        arguments = super()._prepare_subcommand_kwargs(subcommand)
+        if self._resumption is not None and self._resumption.checkpoint is not None:
+            arguments["ckpt_path"] = str(self._resumption.checkpoint)
+        if self._predictions is not None and arguments.get("return_predictions") is None:
+            arguments["return_predictions"] = False  # or they would all be kept in memory
+        return arguments
 
     def _with_our_config_callback(
         self, config: dict[str, Any], callbacks: list[Callback]
@@ -777,6 +938,10 @@ class LaminLightningCLI(LightningCLI):
             ending.rows |= {name: f"{value:.4g}" for name, value in metrics.items()}
         if config_key := getattr(self._config_saver, "key", None):
             ending.rows["config key"] = config_key
+        if self._predictions is not None:
+            # A rank zero that a strategy spawned had a callback of its own.
+            key = self._predictions.key or self._tracked.key_of("Lightning predictions")
+            ending.rows |= {"predictions key": key} if key else {}
         ending.unpublished = self.unpublished
         if self.unpublished:
             ending.commands["publish the rest"] = ["lamin-train", "sync"]
@@ -822,6 +987,13 @@ class LaminLightningCLI(LightningCLI):
             )
             connect = [f"{ENVIRONMENT_VARIABLE}={self._tracked.slug}"] if elsewhere else []
             ending.commands["load it"] = [*connect, "python", "-c", code]
+
+
+def _lacks(kind: Any, hook: str) -> bool:
+    """Tell whether a class is known not to define a hook."""
+    if not isinstance(kind, type):
+        return False
+    return getattr(kind, hook, None) in (None, getattr(LightningModule, hook))
 
 
 def _publishes(callback: Any) -> bool:

@@ -48,6 +48,11 @@ class LaminOptions:
             the oldest superseded ones are not published; never the best or the last.
         patience_s: How long the end of a training waits for a LaminDB that is away, in seconds.
             What is left then is published by `lamin-train sync`.
+        predictions: Keep what `predict` predicts, under the run's prefix or the key given here. One
+            row a sample in Parquet, where the values are tensors, arrays, numbers, strings or dicts
+            of them; else a list of batches, in .pt.
+        then: Stage to run after a completed fit, on the best checkpoint, in the same job and as a
+            run of its own. Other stages take no notice of it in a config file.
     """
 
     features: FeatureOptions = field(default_factory=FeatureOptions)
@@ -62,6 +67,8 @@ class LaminOptions:
     publish: Literal["background", "inline"] = "background"
     spool_limit_gb: float | None = None
     patience_s: float = 60.0
+    predictions: bool | str = True
+    then: Literal["validate", "test", "predict"] | None = None
 
 
 @dataclass

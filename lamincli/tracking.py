@@ -10,6 +10,7 @@ import builtins
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shlex
 import sys
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lamindb as ln
-from django.db import Error, InterfaceError, OperationalError, connection
+from django.db import Error, InterfaceError, OperationalError, connection, transaction
 from filelock import FileLock
 from lamindb.base.types import RUN_STATUS_TO_CODE
 from lamindb.errors import DoesNotExist
@@ -91,6 +92,14 @@ class TrackedRun:
             return None
         return str(artifact.uid) if artifact else None
 
+    def key_of(self, description: str) -> str | None:
+        """Return the key of an output with a description, if it can be known."""
+        try:
+            artifact = ln.Artifact.filter(description=description, run=self.record).first()
+        except (OperationalError, InterfaceError):
+            return None
+        return str(artifact.key) if artifact else None
+
     def use(self, artifacts: Mapping[str, Any]) -> None:
         """Make artifacts inputs of the run.
 
@@ -110,17 +119,31 @@ class TrackedRun:
         self.record.extra_data = extra
         self.record.save()
 
-    def use_file(self, path: str) -> None:
-        """Make the artifact that a local file is a copy of an input of the run, if there is one."""
+    def use_file(self, path: str, of_run: Any = None) -> Any | None:
+        """Make the artifact that a local file is a copy of an input of the run, if there is one.
+
+        Args:
+            path: The file.
+            of_run: The run that has saved it, where that is known.
+
+        Returns:
+            The artifact.
+        """
         from lamindb.models._lineage import track_run_inputs
         from lamindb_setup.core.hashing import hash_file
 
-        if not Path(path).is_file():
-            return
-        digest = hash_file(Path(path))[1]  # of parts only, where the file is large
-        if (artifact := ln.Artifact.filter(hash=digest, kind="model").first()) is not None:
+        artifact = None
+        if of_run is not None:
+            name = path.rpartition("/")[2]
+            own = list(ln.Artifact.filter(run=of_run, kind="model", key__endswith=f"/{name}"))
+            artifact = own[0] if len(own) == 1 else None
+        if artifact is None and Path(path).is_file():
+            digest = hash_file(Path(path))[1]  # of parts only, where the file is large
+            artifact = ln.Artifact.filter(hash=digest, kind="model").first()
+        if artifact is not None:
             with _silent_lamindb():
-                track_run_inputs(artifact, is_run_input=True)
+                track_run_inputs(artifact, is_run_input=True, run=self.record)
+        return artifact
 
     def add_features(self, values: dict[str, Any]) -> None:
         """Annotate the run, where no checkpoint callback does it."""
@@ -135,15 +158,29 @@ class TrackedRun:
         self._metrics = as_json(values)  # saved with the ending at the latest
         add_metrics(self.record, self._metrics)
         self.record.save()
-        known = {
-            feature.name: feature
-            for feature in ln.Feature.filter(name__in=list(values), is_type=False)
-            if feature._dtype_str in {"float", "num", "int"}
-        }
+        known = _numbers(ln.Feature.filter(name__in=list(values), is_type=False))
         if known:
             self.record.features.add_values(
                 {feature: _as_dtype(values[name], feature) for name, feature in known.items()}
             )
+
+    def annotate_evaluated(self, artifact: Any, metrics: Mapping[str, Any]) -> None:
+        """Give a checkpoint its metrics, as features that exist; earlier values are replaced.
+
+        The Lightning features say how the training has ranked it, and stay.
+        """
+        from lamincli.registry import values as feature_values
+
+        values = {k: v for k, v in metric_values(metrics).items() if math.isfinite(v)}
+        features = ln.Feature.filter(name__in=list(values), is_type=False)
+        known = _numbers(features.exclude(type__name="lamindb.lightning"))
+        with transaction.atomic():
+            feature_values.unlink(artifact, known.values())
+            stored = {
+                feature: feature_values.as_stored(feature, _as_dtype(values[name], feature))
+                for name, feature in known.items()
+            }
+            feature_values.link_values(artifact, stored, self.record)
 
     def finish(
         self,
@@ -221,6 +258,7 @@ def begin(
     stage: str | None,
     resumes: Any = None,
     checkpoint: Mapping[str, Any] | None = None,
+    parent: str | None = None,
 ) -> TrackedRun:
     """Begin the run of this job, or go on with the one that the script began, or an earlier one.
 
@@ -233,6 +271,7 @@ def begin(
         stage: The subcommand, if there is one.
         resumes: The run that goes on, in the place of a new one.
         checkpoint: What it goes on from, for the list of its attempts.
+        parent: Uid of the run that this one follows; it makes a run of its own in any case.
 
     Returns:
         The run, saved, with its parameters and its log open.
@@ -249,7 +288,7 @@ def begin(
         close_gone_runs()
         command = redact_argv(argv)
         outer = ln.context.run
-        if outer is not None and outer.uid not in _OWNED:
+        if outer is not None and outer.uid not in _OWNED and parent is None:
             if resumes is not None:
                 raise RecordError(
                     f"--lamin.resume cannot go on with {resumes.uid}: the script tracks run "
@@ -260,7 +299,7 @@ def begin(
             before = dict(vars(ln.context))
             _leave_context()
             if resumes is None:
-                _track(options, source, command, parent=outer and outer.uid)
+                _track(options, source, command, parent=parent or (outer and outer.uid))
             else:
                 _reopen(resumes, source)
             tracked = TrackedRun(ln.context.run, slug, owned=True, context_before=before)
@@ -660,6 +699,12 @@ def _ensure_lightning_features() -> None:
             f"the Lightning features cannot be created ({first_line(error)}); "
             "ask an owner of the instance to call save_lightning_features() once"
         )
+
+
+def _numbers(features: Any) -> dict[str, Any]:
+    """Return those of some features that hold numbers, by name."""
+    kinds = {"float", "num", "int"}
+    return {feature.name: feature for feature in features if feature._dtype_str in kinds}
 
 
 def _as_dtype(value: float, feature: Any) -> float | int:

@@ -10,6 +10,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from functools import cache, partial
 from pathlib import Path
@@ -43,6 +44,7 @@ _KINDS = {
     "checkpoint": ("model checkpoint", "model"),
     "config": ("Lightning CLI config", "config"),
     "hparams": ("Lightning run hyperparameters", "config"),
+    "predictions": ("Lightning predictions", "dataset"),
 }
 _SLOW_OBSERVER_S = 5.0
 _UNTRACKED = f"untracked-{uuid4().hex[:8]}"
@@ -173,6 +175,7 @@ class Checkpoint(ll.Checkpoint):
         else:
             super().setup(trainer, pl_module, stage)
             self._features_of_run = self._run_uid
+            self._are_run_features_spooled = False
             if trainer.is_global_zero:
                 self._feature_uids = self._look_up_features()
                 self._storage_uid = _default_storage()
@@ -355,7 +358,7 @@ class Checkpoint(ll.Checkpoint):
         action: Literal["save", "remove", "annotate"],
         trainer: pl.Trainer,
         filepath: Path | str,
-        kind: ll.ArtifactKind,
+        kind: ll.ArtifactKind | Literal["predictions"],
         values: dict[Any, Any] | None = None,
         is_best: bool = False,
     ) -> Job:
@@ -484,6 +487,15 @@ class Checkpoint(ll.Checkpoint):
         if not Path(hparams_path).exists():
             return None
         return self._publish_text(trainer, Path(hparams_path), "hparams")
+
+    def save_predictions_artifact(self, trainer: pl.Trainer, path: Path, key: str) -> None:
+        """Publish predictions under a key, as an output of the run, without waiting."""
+        if self._has_own_publisher():
+            description, kind = _KINDS["predictions"]
+            self._create_lamin_artifact(path, key=key, description=description, kind=kind)
+            return
+        job = self._job("save", trainer, path, "predictions")
+        self._add(trainer, replace(job, key=key), path)
 
     def _publish_text(
         self, trainer: pl.Trainer, path: Path, kind: Literal["config", "hparams"]
@@ -644,7 +656,8 @@ def _to_pin(job: Job, filepath: Path | str) -> tuple[Path | None, str | None]:
     if not filepath or job.is_in_place:
         return None, None
     path = Path(filepath)
-    return path, None if job.kind == "checkpoint" else redact_config(path.read_text())
+    is_text = job.kind in ("config", "hparams")
+    return path, redact_config(path.read_text()) if is_text else None
 
 
 @cache
@@ -698,6 +711,8 @@ def adopt(callback: ll.ArtifactPublishingModelCheckpoint) -> None:
     persists to a place of its own, on the generic base class, is left as it is.
     """
     kind: Any = type(callback)
+    for name in (*_PLAIN, "_run_uid"):  # left from a run that it served before, in this process
+        vars(callback).pop(name, None)
     if isinstance(callback, ll.Checkpoint) and not isinstance(callback, Checkpoint):
         callback.__class__ = Checkpoint if kind is ll.Checkpoint else _combined(kind)
 
@@ -716,7 +731,10 @@ def _restore(kind: Any, state: dict[str, Any]) -> Checkpoint:
     return callback
 
 
+_PLAIN = ("setup", "_save_checkpoint", "_remove_checkpoint", "_save_topk_checkpoint")
+
+
 def make_plain(callback: ModelCheckpoint) -> None:
     """Let a publishing checkpoint callback do what `ModelCheckpoint` does, and no more."""
-    for name in ("setup", "_save_checkpoint", "_remove_checkpoint", "_save_topk_checkpoint"):
+    for name in _PLAIN:
         setattr(callback, name, MethodType(getattr(ModelCheckpoint, name), callback))

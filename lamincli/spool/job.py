@@ -26,10 +26,10 @@ class Job:
         at: When the job was made, ISO 8601 in UTC.
         storage: Uid of the storage in which artifacts are put; empty for the default one.
         uid: Uid of the artifact to be, so that publishing twice makes one artifact.
-        kind: ``checkpoint``, ``config`` or ``hparams``.
+        kind: ``checkpoint``, ``config``, ``hparams`` or ``predictions``.
         key: Key of the artifact.
         description: Description of the artifact.
-        artifact_kind: Kind of the artifact in LaminDB, ``model`` or ``config``.
+        artifact_kind: Kind of the artifact in LaminDB: ``model``, ``config`` or ``dataset``.
         key_is_virtual: Whether LaminDB chooses the file name in its storage.
         is_input: Whether the artifact is an input of the run; else it is an output.
         local_path: The path to which the file was saved; a URL where it is registered in place.
