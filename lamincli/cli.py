@@ -636,7 +636,7 @@ class LaminLightningCLI(LightningCLI):
         config["callbacks"] = listed = list(listed) if isinstance(listed, list) else [listed]
         persistent = self.trainer_defaults.get("callbacks") or []
         persistent = persistent if isinstance(persistent, list) else [persistent]
-        callbacks = [*callbacks, self._stop]
+        callbacks = [*callbacks, self._stop, *self._history()]
         present = [*listed, *callbacks, *persistent]
         checkpoints = [cb for cb in present if isinstance(cb, ModelCheckpoint)]
         if not self._publishes:
@@ -668,6 +668,13 @@ class LaminLightningCLI(LightningCLI):
         if not publishing and self._tracked is not None:
             self._tracked.add_features(self._lamin_options().features.run)
         return self._with_our_config_callback(config, callbacks)
+
+    def _history(self) -> list[Callback]:
+        if not self._publishes or self.subcommand not in ("fit", None):
+            return []
+        from lamincli.callbacks.history import MetricsHistory
+
+        return [MetricsHistory()]
 
     def _with_our_config_callback(
         self, config: dict[str, Any], callbacks: list[Callback]

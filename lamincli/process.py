@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -78,6 +79,13 @@ class ProcessIdentity:
             return True
         except psutil.Error:
             return False
+
+
+def started_program() -> dict[str, str]:
+    """Return how this program was started: a module after ``-m``, or the path of a script."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    program = {"script": os.path.abspath(sys.argv[0])} if sys.argv[0] else {}
+    return {"module": spec.name.removesuffix(".__main__"), **program} if spec else program
 
 
 def is_global_zero() -> bool:

@@ -28,15 +28,15 @@ from filelock import FileLock
 from lamindb.base.types import RUN_STATUS_TO_CODE
 from lamindb.errors import DoesNotExist
 
-from lamincli import __version__, console
+from lamincli import __version__, console, hardware
 from lamincli.errors import InstanceError, RecordError, did_you_mean, first_line
-from lamincli.features import as_json, dtype_of, metric_values
+from lamincli.features import as_json, dtype_of, metric_values, strings_in
 from lamincli.instance import lock_path
 from lamincli.log import RunLog
 from lamincli.options import LaminOptions
-from lamincli.process import ProcessIdentity
+from lamincli.process import ProcessIdentity, started_program
 from lamincli.publisher import Publisher
-from lamincli.redaction import redact, redact_argv
+from lamincli.redaction import redact, redact_argv, redact_text
 from lamincli.registry.lamin import EXTRA_DATA_KEY, LaminRegistry
 from lamincli.registry.outages import forget_lost_connections
 from lamincli.source import Source
@@ -259,6 +259,9 @@ def begin(
                 "stage": stage,
                 "command": command,
                 "process": ProcessIdentity.current().to_dict(),
+                "program": started_program(),
+                "hardware": hardware.describe(),
+                "files": _hashes_of_files(params),
             },
         }
         run.save()
@@ -266,6 +269,22 @@ def begin(
         if tracked.owned:
             tracked.log = _open_log(tracked, command)
         return tracked
+
+
+def _hashes_of_files(params: Mapping[str, Any]) -> dict[str, str]:
+    """Return the content hashes of the local files that the config names as model or data.
+
+    Of a large file lamindb hashes parts only, so this takes a fraction of a second.
+    """
+    from lamindb_setup.core.hashing import hash_file
+
+    hashes = {}
+    for section in ("model", "data", "ckpt_path"):
+        for text in strings_in(params.get(section)):
+            with contextlib.suppress(OSError, ValueError):
+                if Path(text).is_file():
+                    hashes[redact_text(text)] = hash_file(Path(text))[1]
+    return hashes
 
 
 @contextlib.contextmanager

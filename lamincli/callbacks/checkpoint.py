@@ -42,6 +42,7 @@ _KINDS = {
     "checkpoint": ("model checkpoint", "model"),
     "config": ("Lightning CLI config", "config"),
     "hparams": ("Lightning run hyperparameters", "config"),
+    "history": ("Lightning metrics history", ""),
 }
 _SLOW_OBSERVER_S = 5.0
 _UNTRACKED = f"untracked-{uuid4().hex[:8]}"
@@ -280,7 +281,7 @@ class Checkpoint(ll.Checkpoint):
         action: Literal["save", "remove", "annotate"],
         trainer: pl.Trainer,
         filepath: Path | str,
-        kind: ll.ArtifactKind,
+        kind: ll.ArtifactKind | Literal["history"],
         values: dict[Any, Any] | None = None,
         is_best: bool = False,
     ) -> Job:
@@ -296,7 +297,9 @@ class Checkpoint(ll.Checkpoint):
             storage=self._storage_uid,
             uid=f"{base62(16)}0000",
             kind=kind,
-            key=self.resolve_artifact_key(trainer=trainer, filepath=filepath, kind=kind),
+            key=self.resolve_artifact_key(
+                trainer=trainer, filepath=filepath, kind="config" if kind == "history" else kind
+            ),
             description=description,
             artifact_kind=artifact_kind,
             key_is_virtual=self._key_is_virtual,
@@ -408,6 +411,11 @@ class Checkpoint(ll.Checkpoint):
         if not Path(hparams_path).exists():
             return None
         return self._publish_text(trainer, Path(hparams_path), "hparams")
+
+    def publish_history(self, trainer: pl.Trainer, path: Path) -> None:
+        """Publish what was logged step by step, as an output of the run; gives no event."""
+        job = self._job("save", trainer, path, "history")
+        self._publisher_for(trainer).add(job, path)
 
     def _publish_text(
         self, trainer: pl.Trainer, path: Path, kind: Literal["config", "hparams"]
