@@ -741,8 +741,8 @@ class LaminLightningCLI(LightningCLI):
         text = key if score is None else f"{key}  {callback.monitor}={float(score):.4g}"
         label = "checkpoint" if callback.monitor is None else "best checkpoint"
         ending.rows[(label if completed else "last checkpoint") + " key"] = text
-        if self.subcommand is None:
-            return  # the script takes no stage and no checkpoint
+        if self.subcommand is None or self._tracked.is_reproduction:
+            return  # the script takes no stage and no checkpoint; or the files are about to go
         config = self._config_saver and self._config_saver.local_path
         arguments = ["--config", _short(config), "--ckpt_path", _short(path)] if config else None
         if not completed:

@@ -19,6 +19,7 @@ STAGES = {
 }
 COMMANDS = {
     "sync": "publish what earlier trainings left unpublished",
+    "reproduce": "train again from the record of a run alone, and say what differs",
     "doctor": "check everything, and close runs whose process is gone",
 }
 
@@ -88,7 +89,7 @@ def _usage() -> str:
 
 
 def _words() -> str:
-    lines = [f"  {word:<10}{text}" for word, text in {**STAGES, **COMMANDS}.items()]
+    lines = [f"  {word:<11}{text}" for word, text in {**STAGES, **COMMANDS}.items()]
     return "\n".join(
         ["", *lines, "", "Options of a stage: lamin-train fit --help", "Version: --version"]
     )

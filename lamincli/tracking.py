@@ -47,6 +47,9 @@ Status = Literal["completed", "errored", "aborted"]
 RUN_UID_VARIABLE = "LAMIN_TRAIN_RUN_UID"
 """Environment variable by which the uid reaches the processes that a job starts."""
 
+REPRODUCES_VARIABLE = "LAMIN_TRAIN_REPRODUCES"
+"""Environment variable by which a training learns the uid of the run that it reproduces."""
+
 _CLI_ARGS_LENGTH = 1024
 _OWNED: set[str] = set()  # uids of the open runs that this process began
 
@@ -76,6 +79,11 @@ class TrackedRun:
     def uid(self) -> str:
         """The uid of the run."""
         return str(self.record.uid)
+
+    @property
+    def is_reproduction(self) -> bool:
+        """Whether the run trains again what another one has trained."""
+        return "reproduces" in (self.record.extra_data or {}).get(EXTRA_DATA_KEY, {})
 
     def note(self, text: str) -> None:
         """Write a line into the log alone."""
@@ -251,6 +259,8 @@ def begin(
             tracked = TrackedRun(ln.context.run, slug, owned=True, context_before=before)
             _OWNED.add(tracked.uid)
         run = tracked.record
+        # Taken out, so that a training within this one is none.
+        reproduced = os.environ.pop(REPRODUCES_VARIABLE, None)
         run.params = run.params or as_json(redact(params))
         run.extra_data = {
             **(run.extra_data or {}),
@@ -262,6 +272,7 @@ def begin(
                 "program": started_program(),
                 "hardware": hardware.describe(),
                 "files": _hashes_of_files(params),
+                **({"reproduces": {"run": reproduced}} if reproduced else {}),
             },
         }
         run.save()

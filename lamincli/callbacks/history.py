@@ -107,14 +107,14 @@ class MetricsHistory(Callback):
             console.warn(f"the metrics history cannot be written: {first_line(error)}")
 
 
-def _place(trainer: pl.Trainer) -> Path:
+def _place(trainer: Any) -> Path:
     savers = (cb for cb in trainer.callbacks if isinstance(cb, SaveConfigCallback))
     config = next((saver.local_path for saver in savers if saver.local_path is not None), None)
     folder = config.parent if config is not None else Path(trainer.default_root_dir)
     return folder / FILE_NAME_OF_HISTORY
 
 
-def _publisher(trainer: pl.Trainer) -> Checkpoint | None:
+def _publisher(trainer: Any) -> Checkpoint | None:
     """Return the callback that publishes: a checkpoint callback, or that of the config."""
     for callback in trainer.callbacks:
         if isinstance(callback, Checkpoint):
