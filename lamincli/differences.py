@@ -4,6 +4,7 @@ A NaN equals a NaN here: two trainings that diverge alike are alike.
 """
 
 import csv
+import io
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -120,8 +121,13 @@ Row = tuple[int, str, float]
 
 def read_history(path: Path) -> list[Row]:
     """Read what was logged: step, name and value, in order."""
-    with open(path, newline="", encoding="utf-8") as file:
-        return [(int(r["step"]), r["name"], float(r["value"])) for r in csv.DictReader(file)]
+    return read_rows(path.read_text(encoding="utf-8"))
+
+
+def read_rows(text: str) -> list[Row]:
+    """Likewise, of a text; a last line that was torn is left out."""
+    rows = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
+    return [(int(r["step"]), r["name"], float(r["value"])) for r in rows]
 
 
 def parting(original: Iterable[Row], here: Iterable[Row]) -> dict[str, tuple[int, Any, Any]]:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+DESCRIPTION_OF_HISTORY = "Lightning metrics history"
 FILE_NAME_OF_HISTORY = "history.csv"
 HISTORY_COLUMNS = ("step", "name", "value")
 

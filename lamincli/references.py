@@ -27,6 +27,7 @@ from jsonargparse import Namespace
 from jsonargparse.typing import register_type
 
 from lamincli.errors import LaminReferenceError, did_you_mean, first_line
+from lamincli.features import DESCRIPTION_OF_HISTORY
 from lamincli.process import is_global_zero
 
 SCHEME = "lamin:"
@@ -36,7 +37,7 @@ _RECORDS = ("config", "hparams", "history", "metrics", "report")
 _DESCRIPTIONS = {
     "config": "Lightning CLI config",
     "hparams": "Lightning run hyperparameters",
-    "history": "Lightning metrics history",
+    "history": DESCRIPTION_OF_HISTORY,
 }
 _FORMS = (
     "lamin:artifact/<uid>, lamin:artifact/key/<key>, or lamin:run/<run>/ followed by "

@@ -29,7 +29,7 @@ from lamincli import console
 from lamincli.callbacks.completion import Completion
 from lamincli.errors import MonitorNotLoggedError, did_you_mean
 from lamincli.events import ArtifactRemovedEvent, ArtifactSavedEvent
-from lamincli.features import as_json
+from lamincli.features import DESCRIPTION_OF_HISTORY, as_json
 from lamincli.options import LaminOptions
 from lamincli.publisher import Published, Publisher
 from lamincli.redaction import redact_config
@@ -42,7 +42,7 @@ _KINDS = {
     "checkpoint": ("model checkpoint", "model"),
     "config": ("Lightning CLI config", "config"),
     "hparams": ("Lightning run hyperparameters", "config"),
-    "history": ("Lightning metrics history", ""),
+    "history": (DESCRIPTION_OF_HISTORY, ""),
 }
 _SLOW_OBSERVER_S = 5.0
 _UNTRACKED = f"untracked-{uuid4().hex[:8]}"
@@ -412,10 +412,18 @@ class Checkpoint(ll.Checkpoint):
             return None
         return self._publish_text(trainer, Path(hparams_path), "hparams")
 
-    def publish_history(self, trainer: pl.Trainer, path: Path) -> None:
-        """Publish what was logged step by step, as an output of the run; gives no event."""
+    def publish_history(self, trainer: pl.Trainer, path: Path, is_complete: bool) -> None:
+        """Publish what was logged step by step, as an output of the run; gives no event.
+
+        While it is not complete, it is left to `sync`, should this process be killed.
+        """
+        publisher = self._publisher_for(trainer)
         job = self._job("save", trainer, path, "history")
-        self._publisher_for(trainer).add(job, path)
+        if not is_complete:
+            publisher.defer(job)
+            return
+        publisher.add(job, path)
+        publisher.spool.undefer(job.kind)
 
     def _publish_text(
         self, trainer: pl.Trainer, path: Path, kind: Literal["config", "hparams"]

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import lamindb as ln
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -15,8 +16,11 @@ from lightning.pytorch.callbacks import Callback
 from lamincli import console
 from lamincli.callbacks.checkpoint import Checkpoint
 from lamincli.callbacks.save_config import SaveConfigCallback
+from lamincli.differences import read_rows
 from lamincli.errors import first_line
-from lamincli.features import FILE_NAME_OF_HISTORY, HISTORY_COLUMNS
+from lamincli.features import DESCRIPTION_OF_HISTORY, FILE_NAME_OF_HISTORY, HISTORY_COLUMNS
+from lamincli.registry.download import fetch
+from lamincli.spool import Spool
 
 
 class MetricsHistory(Callback):
@@ -26,14 +30,18 @@ class MetricsHistory(Callback):
     where there is no logger. Values are exact: doubles, written so that they are read as the same.
     A value on an accelerator stays there until the next save, so that logging waits for nothing.
 
+    A run that goes on from a checkpoint goes on with its history, up to the step of that.
+
     Runs on: every rank; records on global rank zero only.
-    Durability: a file beside the config, appended to at every checkpoint; published at the end.
+    Durability: a file beside the config, appended to at every checkpoint; published at the end, or
+        by `sync` if the process is killed.
     """
 
     def __init__(self) -> None:
         self._rows: list[tuple[int, str, Any]] = []
         self._file: Path | None = None
         self._is_begun = False
+        self._earlier: str | None = None  # what a killed attempt of this run has left
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Listen to what is logged."""
@@ -47,6 +55,20 @@ class MetricsHistory(Callback):
             log(metrics, step)
 
         connector.log_metrics = log_metrics
+        self._earlier = _left(trainer)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Go on with the history of the run, where it goes on from a checkpoint."""
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        if step == 0 or self._is_begun or not trainer.is_global_zero:
+            return
+        try:
+            text = self._earlier or _published()
+            before = [row for row in read_rows(text) if row[0] < step] if text else []
+        except Exception as error:  # the training is worth more than its history
+            console.warn(f"the metrics history begins anew: {first_line(error)}")
+            return
+        self._rows[:0] = before
 
     def _note(self, trainer: pl.Trainer, metrics: Any, step: int | None) -> None:
         if step is None:  # as in _LoggerConnector.log_metrics
@@ -64,7 +86,10 @@ class MetricsHistory(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Write what was logged so far, so that it outlives the process as the checkpoint does."""
+        is_first = not self._is_begun
         self._write(trainer)
+        if is_first and self._is_begun:
+            self._hand_over(trainer, is_complete=False)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
@@ -81,9 +106,12 @@ class MetricsHistory(Callback):
         if vars(trainer._logger_connector).pop("log_metrics", None) is None:
             return
         self._write(trainer)
+        self._hand_over(trainer, is_complete=True)
+
+    def _hand_over(self, trainer: pl.Trainer, is_complete: bool) -> None:
         publisher = _publisher(trainer)
         if publisher is not None and self._file is not None and self._is_begun:
-            publisher.publish_history(trainer, self._file)
+            publisher.publish_history(trainer, self._file, is_complete)
 
     def _write(self, trainer: pl.Trainer) -> None:
         if not self._rows or not trainer.is_global_zero:
@@ -105,6 +133,24 @@ class MetricsHistory(Callback):
             self._is_begun = True
         except OSError as error:  # the training is worth more than its history
             console.warn(f"the metrics history cannot be written: {first_line(error)}")
+
+
+def _left(trainer: pl.Trainer) -> str | None:
+    """Return what an earlier attempt of this run has written, if it was killed."""
+    publisher = _publisher(trainer)
+    if publisher is None:
+        return None
+    spool = Spool(publisher.spool_folder(trainer))
+    job = spool.look(spool.deferred, "history.json")
+    file = Path(job.local_path) if job is not None else None
+    return file.read_text(encoding="utf-8") if file is not None and file.is_file() else None
+
+
+def _published() -> str | None:
+    """Return what an earlier attempt of this run has published."""
+    run = ln.context.run
+    found = run and ln.Artifact.filter(run=run, description=DESCRIPTION_OF_HISTORY).first()
+    return fetch(found).read_text(encoding="utf-8") if found else None
 
 
 def _place(trainer: Any) -> Path:

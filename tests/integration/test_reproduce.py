@@ -312,6 +312,35 @@ def test_history_of_a_training_that_fails_goes_as_far_as_it_came(train, last_run
     assert [step for step, *_ in history(last_run())] == [0, 1]
 
 
+def test_history_of_a_killed_training_is_published_by_sync(shell, record, project):
+    done = shell("fit", "--model=tests_models.TinyModel", "--data=tests_models.TinyData", QUIET,
+                 "--trainer.accelerator=cpu", "--trainer.max_epochs=1",
+                 "--model.at=kill", "--trainer.log_every_n_steps=1",
+                 "--checkpoint.every_n_train_steps=1")  # fmt: skip
+    assert done.returncode == -9
+    (local,) = project.rglob("history.csv")
+    assert "lamindb" not in local.parts
+    done = shell("sync")
+    assert done.returncode == 0, done.stderr
+    (run,) = record()
+    assert [key for key in run.outputs if key.endswith("history.csv")]
+    assert not (project / ".lamin_spool").exists()
+    assert [step for step, *_ in differences.read_history(local)] == [0]
+
+
+def test_run_that_goes_on_goes_on_with_its_history(train, ln, last_run):
+    words = ["--trainer.log_every_n_steps=1", "--trainer.max_epochs=2", "--lamin.run_uid_is_version=true"]  # fmt: skip
+    cli = train("fit", *words)
+    run, rows = last_run(), history(last_run())
+    with pytest.raises(ValueError, match="boom"):
+        train("fit", *words, "--model.at=raise")
+    ln.context._run, ln.context._transform = run, run.transform  # as if the script had begun it
+    checkpoint = cli.trainer.checkpoint_callback.best_model_path
+    train("fit", *words, "--trainer.max_epochs=3", f"--ckpt_path={checkpoint}")
+    assert history(run)[: len(rows)] == rows
+    assert [step for step, name, _ in history(run) if name == "train_loss"] == list(range(12))
+
+
 @pytest.mark.parametrize("option", ["--lamin.track=false", "--trainer.fast_dev_run=true"])
 def test_no_history_without_a_record(train, project, option):
     cli = train("fit", option)
