@@ -274,7 +274,8 @@ def test_command_starts_without_torch():
 
 
 def history(run):
-    return differences.read_history(References().local_path(f"lamin:run/{run.uid}/history"))
+    path = References().local_path(f"lamin:run/{run.uid}/history")
+    return differences.read_history(Path(path))
 
 
 class Logging(TinyModel):
