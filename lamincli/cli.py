@@ -837,7 +837,7 @@ class LaminLightningCLI(LightningCLI):
         config["callbacks"] = listed = list(listed) if isinstance(listed, list) else [listed]
         persistent = self.trainer_defaults.get("callbacks") or []
         persistent = persistent if isinstance(persistent, list) else [persistent]
-        callbacks = [*callbacks, self._stop]
+        callbacks = [*callbacks, self._stop, *self._history()]
         present = [*listed, *callbacks, *persistent]
         checkpoints = [cb for cb in present if isinstance(cb, ModelCheckpoint)]
         if not self._publishes:
@@ -891,6 +891,13 @@ class LaminLightningCLI(LightningCLI):
         if self._predictions is not None and arguments.get("return_predictions") is None:
             arguments["return_predictions"] = False  # or they would all be kept in memory
         return arguments
+
+    def _history(self) -> list[Callback]:
+        if not self._publishes or self.subcommand not in ("fit", None):
+            return []
+        from lamincli.callbacks.history import MetricsHistory
+
+        return [MetricsHistory()]
 
     def _with_our_config_callback(
         self, config: dict[str, Any], callbacks: list[Callback]
@@ -961,8 +968,8 @@ class LaminLightningCLI(LightningCLI):
         text = key if score is None else f"{key}  {callback.monitor}={float(score):.4g}"
         label = "checkpoint" if callback.monitor is None else "best checkpoint"
         ending.rows[(label if completed else "last checkpoint") + " key"] = text
-        if self.subcommand is None:
-            return  # the script takes no stage and no checkpoint
+        if self.subcommand is None or self._tracked.is_reproduction:
+            return  # the script takes no stage and no checkpoint; or the files are about to go
         config = self._config_saver and self._config_saver.local_path
         arguments = ["--config", _short(config), "--ckpt_path", _short(path)] if config else None
         elsewhere = self._get(self.config, "lamin").get("instance") is not None

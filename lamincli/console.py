@@ -3,7 +3,7 @@
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -75,6 +75,45 @@ def show_ending(ending: Ending) -> None:
         console.print(Text.assemble(("    " + shlex.join(words), "cyan")), soft_wrap=True)
     for path in ending.unpublished:
         console.print(Text.assemble(("  not in LaminDB: ", "bold yellow"), path), soft_wrap=True)
+    console.rule(style="dim")
+
+
+def show_findings(
+    head: str,
+    verdict: str,
+    instance: str,
+    findings: Sequence[tuple[str, str, Sequence[str], Mapping[str, str]]],
+) -> None:
+    """Print what a comparison has found, unboxed and unwrapped as the closing panel.
+
+    Args:
+        head: What was compared.
+        verdict: ``identical``, or what else came out.
+        instance: The LaminDB instance, owner/name.
+        findings: Subject, state, facts, and commands by their purpose.
+    """
+    console = _console()
+    styles = {"identical": "green", "different": "red", "differs": "red"}
+    style = styles.get(verdict, "yellow")
+    console.rule(style="dim")
+    console.print(
+        Text.assemble(head, ": ", (verdict, f"bold {style}"), f" · {instance}"), soft_wrap=True
+    )
+    width = max((len(subject) for subject, *_ in findings), default=0)
+    for subject, state, facts, commands in findings:
+        is_short = state == "identical" and len(facts) == 1
+        beside = f"  {facts[0]}" if is_short else ""
+        console.print(
+            Text.assemble(
+                (f"  {subject:<{width}}  ", "dim"), (state, styles.get(state, "yellow")), beside
+            ),
+            soft_wrap=True,
+        )
+        for fact in () if is_short else facts:
+            console.print(Text(f"    {fact}"), soft_wrap=True)
+        for purpose, command in commands.items():
+            console.print(Text.assemble(("    " + purpose, "dim")), soft_wrap=True)
+            console.print(Text.assemble(("      " + command, "cyan")), soft_wrap=True)
     console.rule(style="dim")
 
 

@@ -4,6 +4,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+DESCRIPTION_OF_HISTORY = "Lightning metrics history"
+FILE_NAME_OF_HISTORY = "history.csv"
+HISTORY_COLUMNS = ("step", "name", "value")
+
 
 def metric_values(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Return logged metrics as numbers.
@@ -38,6 +42,15 @@ def as_json(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int)):
         return value
     return str(value).replace("\x00", "")
+
+
+def strings_in(value: Any) -> list[str]:
+    """Return the strings of a nested value, keys aside."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (list, tuple, set)):
+        return [text for item in value for text in strings_in(item)]
+    return [value] if isinstance(value, str) and value else []
 
 
 def dtype_of(value: Any) -> str:

@@ -22,6 +22,7 @@ STAGES = {
 COMMANDS = {
     "resume": "go on with a run: lamin-train resume RUN [options of fit]",
     "sync": "publish what earlier trainings left unpublished",
+    "reproduce": "train again from the record of a run alone, and say what differs",
     "doctor": "check everything, and close runs whose process is gone",
 }
 
@@ -116,7 +117,7 @@ def _usage() -> str:
 
 
 def _words() -> str:
-    lines = [f"  {word:<10}{text}" for word, text in {**STAGES, **COMMANDS}.items()]
+    lines = [f"  {word:<11}{text}" for word, text in {**STAGES, **COMMANDS}.items()]
     return "\n".join(
         ["", *lines, "", "Options of a stage: lamin-train fit --help", "Version: --version"]
     )

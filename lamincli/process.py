@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -94,6 +95,13 @@ def job_id() -> str | None:
         return f"slurm:{os.environ.get('SLURM_CLUSTER_NAME', '')}:{job}"
     run = os.environ.get("TORCHELASTIC_RUN_ID", "none")
     return None if run == "none" else f"torchrun:{run}"
+
+
+def started_program() -> dict[str, str]:
+    """Return how this program was started: a module after ``-m``, or the path of a script."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    program = {"script": os.path.abspath(sys.argv[0])} if sys.argv[0] else {}
+    return {"module": spec.name.removesuffix(".__main__"), **program} if spec else program
 
 
 def is_global_zero() -> bool:

@@ -415,6 +415,13 @@ class Publisher:
         self._start()
         self._wake.set()
 
+    def defer(self, job: Job) -> None:
+        """Let `sync` publish a file that is still being written, if this process is killed."""
+        with suppress(OSError), self._adding:
+            if not self.spool.lock.held:
+                self._own_spool()
+            self.spool.defer(job)
+
     def publish(
         self, job: Job, file: Path | None = None, content: str | None = None, owner: Any = None
     ) -> Any:

@@ -5,7 +5,7 @@
     lamin:artifact/<uid>[/<subpath>]
     lamin:artifact/key/<key>[/<subpath>][?version=&space=&branch=]
     lamin:run/<RUN>/best | last | rank/<k> | <file name>      a checkpoint, or any output
-    lamin:run/<RUN>/config | hparams | metrics | report
+    lamin:run/<RUN>/config | hparams | history | metrics | report
     lamin://<owner>/<instance>/...                            the same in another instance
 
 RUN is the uid of a run, an unambiguous prefix of one, or ``latest`` for the latest training. The
@@ -26,16 +26,21 @@ from jsonargparse import Namespace
 from jsonargparse.typing import register_type
 
 from lamincli.errors import LaminReferenceError, did_you_mean, first_line
+from lamincli.features import DESCRIPTION_OF_HISTORY
 from lamincli.process import is_global_zero
 
 SCHEME = "lamin:"
 LATEST = "latest"
 _PINS_VARIABLE = "LAMIN_TRAIN_REFERENCES"
-_RECORDS = ("config", "hparams", "metrics", "report")
-_DESCRIPTIONS = {"config": "Lightning CLI config", "hparams": "Lightning run hyperparameters"}
+_RECORDS = ("config", "hparams", "history", "metrics", "report")
+_DESCRIPTIONS = {
+    "config": "Lightning CLI config",
+    "hparams": "Lightning run hyperparameters",
+    "history": DESCRIPTION_OF_HISTORY,
+}
 _FORMS = (
     "lamin:artifact/<uid>, lamin:artifact/key/<key>, or lamin:run/<run>/ followed by "
-    "best, last, rank/<k>, config, hparams, metrics, report or a file name"
+    "best, last, rank/<k>, config, hparams, history, metrics, report or a file name"
 )
 
 

@@ -29,15 +29,15 @@ from filelock import FileLock
 from lamindb.base.types import RUN_STATUS_TO_CODE
 from lamindb.errors import DoesNotExist
 
-from lamincli import __version__, console
+from lamincli import __version__, console, hardware
 from lamincli.errors import InstanceError, RecordError, did_you_mean, first_line
-from lamincli.features import as_json, dtype_of, metric_values
+from lamincli.features import as_json, dtype_of, metric_values, strings_in
 from lamincli.instance import lock_path
 from lamincli.log import RunLog
 from lamincli.options import LaminOptions
-from lamincli.process import ProcessIdentity, job_id
+from lamincli.process import ProcessIdentity, job_id, started_program
 from lamincli.publisher import Publisher
-from lamincli.redaction import redact, redact_argv
+from lamincli.redaction import redact, redact_argv, redact_text
 from lamincli.registry.lamin import EXTRA_DATA_KEY, LaminRegistry, add_metrics, set_ending
 from lamincli.registry.outages import forget_lost_connections
 from lamincli.source import Source
@@ -47,6 +47,9 @@ Status = Literal["completed", "errored", "aborted"]
 
 RUN_UID_VARIABLE = "LAMIN_TRAIN_RUN_UID"
 """Environment variable by which the uid reaches the processes that a job starts."""
+
+REPRODUCES_VARIABLE = "LAMIN_TRAIN_REPRODUCES"
+"""Environment variable by which a training learns the uid of the run that it reproduces."""
 
 _CLI_ARGS_LENGTH = 1024
 _OWNED: set[str] = set()  # uids of the open runs that this process began
@@ -78,6 +81,11 @@ class TrackedRun:
     def uid(self) -> str:
         """The uid of the run."""
         return str(self.record.uid)
+
+    @property
+    def is_reproduction(self) -> bool:
+        """Whether the run trains again what another one has trained."""
+        return "reproduces" in (self.record.extra_data or {}).get(EXTRA_DATA_KEY, {})
 
     def note(self, text: str) -> None:
         """Write a line into the log alone."""
@@ -307,6 +315,8 @@ def begin(
         run = tracked.record
         if resumes is not None or not run.params:
             run.params = as_json(redact(params))
+        # Taken out, so that a training within this one is none.
+        reproduced = os.environ.pop(REPRODUCES_VARIABLE, None)
         process = ProcessIdentity.current().to_dict()
         extra = dict(run.extra_data or {})
         record = extra.get(EXTRA_DATA_KEY) or {}
@@ -323,6 +333,10 @@ def begin(
             "command": record.get("command", command),
             "process": process,
             "job": job_id(),
+            "program": started_program(),
+            "hardware": hardware.describe(),
+            "files": _hashes_of_files(params),
+            **({"reproduces": {"run": reproduced}} if reproduced else {}),
             "attempts": [*record.get("attempts", []), attempt],
         }
         run.extra_data = extra
@@ -331,6 +345,22 @@ def begin(
         if tracked.owned:
             tracked.log = _open_log(tracked, command)
         return tracked
+
+
+def _hashes_of_files(params: Mapping[str, Any]) -> dict[str, str]:
+    """Return the content hashes of the local files that the config names as model or data.
+
+    Of a large file lamindb hashes parts only, so this takes a fraction of a second.
+    """
+    from lamindb_setup.core.hashing import hash_file
+
+    hashes = {}
+    for section in ("model", "data", "ckpt_path"):
+        for text in strings_in(params.get(section)):
+            with contextlib.suppress(OSError, ValueError):
+                if Path(text).is_file():
+                    hashes[redact_text(text)] = hash_file(Path(text))[1]
+    return hashes
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ from lamincli.callbacks import rng
 from lamincli.callbacks.completion import Completion
 from lamincli.errors import MonitorNotLoggedError, did_you_mean
 from lamincli.events import ArtifactRemovedEvent, ArtifactSavedEvent
-from lamincli.features import as_json
+from lamincli.features import DESCRIPTION_OF_HISTORY, as_json
 from lamincli.options import LaminOptions
 from lamincli.publisher import Published, Publisher
 from lamincli.redaction import redact_config
@@ -45,6 +45,7 @@ _KINDS = {
     "config": ("Lightning CLI config", "config"),
     "hparams": ("Lightning run hyperparameters", "config"),
     "predictions": ("Lightning predictions", "dataset"),
+    "history": (DESCRIPTION_OF_HISTORY, ""),
 }
 _SLOW_OBSERVER_S = 5.0
 _UNTRACKED = f"untracked-{uuid4().hex[:8]}"
@@ -358,7 +359,7 @@ class Checkpoint(ll.Checkpoint):
         action: Literal["save", "remove", "annotate"],
         trainer: pl.Trainer,
         filepath: Path | str,
-        kind: ll.ArtifactKind | Literal["predictions"],
+        kind: ll.ArtifactKind | Literal["predictions", "history"],
         values: dict[Any, Any] | None = None,
         is_best: bool = False,
     ) -> Job:
@@ -374,7 +375,9 @@ class Checkpoint(ll.Checkpoint):
             storage=self._storage_uid,
             uid=f"{base62(16)}0000",
             kind=kind,
-            key=self.resolve_artifact_key(trainer=trainer, filepath=filepath, kind=kind),
+            key=self.resolve_artifact_key(
+                trainer=trainer, filepath=filepath, kind="config" if kind == "history" else kind
+            ),
             description=description,
             artifact_kind=artifact_kind,
             key_is_virtual=self._key_is_virtual,
@@ -496,6 +499,19 @@ class Checkpoint(ll.Checkpoint):
             return
         job = self._job("save", trainer, path, "predictions")
         self._add(trainer, replace(job, key=key), path)
+
+    def publish_history(self, trainer: pl.Trainer, path: Path, is_complete: bool) -> None:
+        """Publish what was logged step by step, as an output of the run; gives no event.
+
+        While it is not complete, it is left to `sync`, should this process be killed.
+        """
+        publisher = self._publisher_for(trainer)
+        job = self._job("save", trainer, path, "history")
+        if not is_complete:
+            publisher.defer(job)
+            return
+        publisher.add(job, path)
+        publisher.spool.undefer(job.kind)
 
     def _publish_text(
         self, trainer: pl.Trainer, path: Path, kind: Literal["config", "hparams"]

@@ -134,7 +134,7 @@ class LaminRegistry:
                 _registered(job.local_path),
                 key=job.key,
                 description=job.description,
-                kind=job.artifact_kind,
+                kind=job.artifact_kind or None,
                 run=False if job.is_input else run or False,
                 skip_hash_lookup=True,
             )
@@ -168,7 +168,7 @@ class LaminRegistry:
             uid=create_uid(revises=revised) if revised is not None else job.uid,
             key=job.key,
             description=job.description,
-            kind=job.artifact_kind,
+            kind=job.artifact_kind or None,
             otype=None,
             suffix=CanonicalSuffix.extract_from_path(file)[0],
             size=stats["size"],

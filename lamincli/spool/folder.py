@@ -39,6 +39,7 @@ class Spool:
         self.claimed = self.folder / "claimed"
         self.parked = self.folder / "parked"
         self.pins = self.folder / "pins"
+        self.deferred = self.folder / "deferred"
         self.tmp = self.folder / "tmp"
         self.lock = ProcessLock(self.folder / "lock")
         self._last: int | None = None
@@ -80,6 +81,21 @@ class Spool:
                 raise
             self._last += 1
             return f"{number}.json", job
+
+    def defer(self, job: Job) -> None:
+        """Note a job for a file that is still being written, in case this process is killed.
+
+        `recover` makes it ready, with the file as it then is. `undefer` forgets it.
+        """
+        with self._adding:
+            if self._last is None:
+                self._open()
+            self.deferred.mkdir(exist_ok=True)
+            self._write(self.deferred / f"{job.kind}.json", job, durable=False)
+
+    def undefer(self, kind: str) -> None:
+        """Forget a deferred job: its file is complete, and has a job of its own."""
+        (self.deferred / f"{kind}.json").unlink(missing_ok=True)
 
     def _open(self) -> None:
         for folder in (self.ready, self.claimed, self.parked, self.pins, self.tmp):
@@ -153,6 +169,11 @@ class Spool:
         for name in _listdir(self.ready):
             if not _JOB_NAME.fullmatch(name):
                 self._park(self.ready / name, "it is no job file: its name is none of a job")
+        for name in _listdir(self.deferred):
+            job = self.look(self.deferred, name)
+            if job is not None and (file := Path(job.local_path)).is_file():
+                self.add(job, file)
+            _remove(self.deferred / name)
 
     def names(self, state: Path | None = None) -> list[str]:
         """Return the names of the jobs in a state, oldest first; of the ready ones by default."""
@@ -243,10 +264,12 @@ class Spool:
             return
         with self._adding:
             self._last = None
-            empty = not (_listdir(self.ready) or _listdir(self.claimed) or _listdir(self.parked))
+            states = (self.ready, self.claimed, self.parked, self.deferred)
+            empty = not any(map(_listdir, states))
             if empty:
                 # Last what `sync` knows a spool by.
-                for folder in (self.claimed, self.parked, self.pins, self.tmp, self.ready):
+                states = (self.claimed, self.parked, self.deferred, self.ready)
+                for folder in (self.pins, self.tmp, *states):
                     _rmdir(folder)
                 (self.folder / "lock").unlink(missing_ok=True)
                 _rmdir(self.folder)
@@ -313,6 +336,7 @@ def left_behind() -> dict[Path, int]:
         spool = Spool(folder)
         with contextlib.suppress(OSError):  # an old one, on a disk that is read-only or away
             jobs = len(spool.pending()) + len(spool.names(spool.parked))
+            jobs += len(_listdir(spool.deferred))
             if jobs and spool.lock.acquire():
                 spool.lock.release()
                 left[folder] = jobs

@@ -33,8 +33,8 @@ def test_one_job_is_one_run(shell, record, launcher):
     assert done.returncode == 0, done.stderr
     (run,) = record()
     assert (run.status, run.after_start) == ("completed", True)
-    names = [key.removeprefix(run.outputs[0].rsplit("/", 1)[0] + "/") for key in run.outputs]
-    assert names == ["epoch=0-step=4.ckpt", "hparams.yaml"]
+    names = [key.rpartition("/")[2] for key in run.outputs]
+    assert names == ["epoch=0-step=4.ckpt", "hparams.yaml", "history.csv"]
     assert run.outputs[0].split("/")[-3] == run.uid
     assert [key.split("/")[-1] for key in run.inputs] == ["config.yaml"]
     assert set(run.extra["metrics"]) == {"train_loss", "val_loss"}

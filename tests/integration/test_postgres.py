@@ -34,7 +34,7 @@ def test_run_with_a_long_command_line(instance, shell, record):
     assert len(run.cli_args) == 1024
     assert "x" * 3000 in run.extra["lamin_train"]["command"]
     assert run.params["model"]["init_args"]["at"] == "x" * 3000
-    assert len(run.outputs) == 2
+    assert len(run.outputs) == 3
     assert run.log
 
 

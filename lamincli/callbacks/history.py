@@ -1,0 +1,169 @@
+"""The callback that keeps what was logged, step by step, so that two trainings can be compared."""
+
+from __future__ import annotations
+
+import csv
+import io
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import lamindb as ln
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from lamincli import console
+from lamincli.callbacks.checkpoint import Checkpoint
+from lamincli.callbacks.save_config import SaveConfigCallback
+from lamincli.differences import read_rows
+from lamincli.errors import first_line
+from lamincli.features import DESCRIPTION_OF_HISTORY, FILE_NAME_OF_HISTORY, HISTORY_COLUMNS
+from lamincli.registry.download import fetch
+from lamincli.spool import Spool
+
+
+class MetricsHistory(Callback):
+    """Record every metric that a fit logs, and publish them as one artifact when it ends.
+
+    What is recorded is what Lightning hands to the loggers, with the step that it tells them, also
+    where there is no logger. Values are exact: doubles, written so that they are read as the same.
+    A value on an accelerator stays there until the next save, so that logging waits for nothing.
+
+    A run that goes on from a checkpoint goes on with its history, up to the step of that.
+
+    Runs on: every rank; records on global rank zero only.
+    Durability: a file beside the config, appended to at every checkpoint; published at the end, or
+        by `sync` if the process is killed.
+    """
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[int, str, Any]] = []
+        self._file: Path | None = None
+        self._is_begun = False
+        self._earlier: str | None = None  # what a killed attempt of this run has left
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Listen to what is logged."""
+        if stage != "fit" or not trainer.is_global_zero:
+            return
+        connector: Any = trainer._logger_connector
+        log = type(connector).log_metrics.__get__(connector)
+
+        def log_metrics(metrics: Any, step: int | None = None) -> None:
+            self._note(trainer, metrics, step)
+            log(metrics, step)
+
+        connector.log_metrics = log_metrics
+        self._earlier = _left(trainer)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Go on with the history of the run, where it goes on from a checkpoint."""
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        if step == 0 or self._is_begun or not trainer.is_global_zero:
+            return
+        try:
+            text = self._earlier or _published()
+            before = [row for row in read_rows(text) if row[0] < step] if text else []
+        except Exception as error:  # the training is worth more than its history
+            console.warn(f"the metrics history begins anew: {first_line(error)}")
+            return
+        self._rows[:0] = before
+
+    def _note(self, trainer: pl.Trainer, metrics: Any, step: int | None) -> None:
+        if step is None:  # as in _LoggerConnector.log_metrics
+            stated = metrics.get("step")
+            step = trainer.fit_loop.epoch_loop._batches_that_stepped if stated is None else stated
+        for name, value in metrics.items():
+            if name == "step":
+                continue
+            if isinstance(value, torch.Tensor):
+                is_here = value.device.type == "cpu" and value.numel() == 1
+                value = value.item() if is_here else value.detach().clone()
+            self._rows.append((int(step), name, value))
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Write what was logged so far, so that it outlives the process as the checkpoint does."""
+        is_first = not self._is_begun
+        self._write(trainer)
+        if is_first and self._is_begun:
+            self._hand_over(trainer, is_complete=False)
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Publish what there is of a training that ends early."""
+        self._publish(trainer)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Publish, before the checkpoint callback waits until everything is published."""
+        if stage == "fit":
+            self._publish(trainer)
+
+    def _publish(self, trainer: pl.Trainer) -> None:
+        if vars(trainer._logger_connector).pop("log_metrics", None) is None:
+            return
+        self._write(trainer)
+        self._hand_over(trainer, is_complete=True)
+
+    def _hand_over(self, trainer: pl.Trainer, is_complete: bool) -> None:
+        publisher = _publisher(trainer)
+        if publisher is not None and self._file is not None and self._is_begun:
+            publisher.publish_history(trainer, self._file, is_complete)
+
+    def _write(self, trainer: pl.Trainer) -> None:
+        if not self._rows or not trainer.is_global_zero:
+            return
+        rows, self._rows = self._rows, []
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        if not self._is_begun:
+            writer.writerow(HISTORY_COLUMNS)
+        for step, name, value in rows:
+            with suppress(TypeError, ValueError, RuntimeError):  # what is no number
+                number = float(value.item() if isinstance(value, torch.Tensor) else value)
+                writer.writerow([step, name, repr(number)])
+        self._file = self._file or _place(trainer)
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            with open(self._file, "a" if self._is_begun else "w", encoding="utf-8") as file:
+                file.write(text.getvalue())
+            self._is_begun = True
+        except OSError as error:  # the training is worth more than its history
+            console.warn(f"the metrics history cannot be written: {first_line(error)}")
+
+
+def _left(trainer: pl.Trainer) -> str | None:
+    """Return what an earlier attempt of this run has written, if it was killed."""
+    publisher = _publisher(trainer)
+    if publisher is None:
+        return None
+    spool = Spool(publisher.spool_folder(trainer))
+    job = spool.look(spool.deferred, "history.json")
+    file = Path(job.local_path) if job is not None else None
+    return file.read_text(encoding="utf-8") if file is not None and file.is_file() else None
+
+
+def _published() -> str | None:
+    """Return what an earlier attempt of this run has published."""
+    run = ln.context.run
+    found = run and ln.Artifact.filter(run=run, description=DESCRIPTION_OF_HISTORY).first()
+    return fetch(found).read_text(encoding="utf-8") if found else None
+
+
+def _place(trainer: Any) -> Path:
+    savers = (cb for cb in trainer.callbacks if isinstance(cb, SaveConfigCallback))
+    config = next((saver.local_path for saver in savers if saver.local_path is not None), None)
+    folder = config.parent if config is not None else Path(trainer.default_root_dir)
+    return folder / FILE_NAME_OF_HISTORY
+
+
+def _publisher(trainer: Any) -> Checkpoint | None:
+    """Return the callback that publishes: a checkpoint callback, or that of the config."""
+    for callback in trainer.callbacks:
+        if isinstance(callback, Checkpoint):
+            return callback
+    savers = (cb for cb in trainer.callbacks if isinstance(cb, SaveConfigCallback))
+    return next((saver.publisher for saver in savers if saver.publisher is not None), None)

@@ -1,0 +1,474 @@
+"""``lamin-train reproduce``: train again from the record of a run alone, and say what differs."""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lamincli import console, differences, recipe
+from lamincli.differences import Finding, State
+from lamincli.errors import LaminReferenceError, LaminTrainError, UsageError, first_line
+from lamincli.instance import connected
+
+DIFFERENT = 4
+"""Exit code where the results differ."""
+
+_CONFIG = "Lightning CLI config"
+_NOT_INHERITED = ("LAMIN_TRAIN_RUN_UID", "LAMIN_TRAIN_REFERENCES", "PL_GLOBAL_SEED")
+
+
+def main(words: Sequence[str]) -> int:
+    """Train again, and compare.
+
+    Args:
+        words: The words after ``reproduce``.
+
+    Returns:
+        0 if the results are identical, 4 if they differ, 1 if the training failed, 2 if it cannot
+        begin, 3 if it has left something unpublished, 128+N if signal N ended it.
+    """
+    parser = argparse.ArgumentParser(
+        prog="lamin-train reproduce",
+        description="Train again from the record of a run alone (its code, config, data and seed), "
+        "as a child run in a scratch folder, and report what differs: code, config, data, "
+        "environment, hardware and results, with the first step at which metrics part. Start in "
+        "the folder in which the run was started, so that relative paths hold. Exit code 0: the "
+        "results are identical; 4: they differ.",
+    )
+    parser.add_argument("run", metavar="RUN", help="uid of a run, the beginning of one, or latest")
+    parser.add_argument(
+        "--code",
+        choices=("installed", "recorded"),
+        default="installed",
+        help="run the code that is installed, and show how it differs from the recorded one; or "
+        "run the source that LaminDB has, which executes what is stored there",
+    )
+    parser.add_argument("--instance", help="owner/name, or a folder for a local instance")
+    parser.add_argument(
+        "--keep",
+        metavar="FOLDER",
+        type=Path,
+        help="keep what is trained, in a new folder; the default is a temporary one",
+    )
+    parser.add_argument("--json", metavar="FILE", type=Path, help="also write the report here")
+    options = parser.parse_args(words)
+    try:
+        _check_places(options)
+        with connected(options.instance, create=False) as slug:
+            return _reproduce(options, slug)
+    except LaminTrainError as error:
+        console.fail(str(error))
+        return error.exit_code
+
+
+def _check_places(options: argparse.Namespace) -> None:
+    mistakes = []
+    keep: Path | None = options.keep
+    if keep is not None and (keep.is_file() or (keep.is_dir() and any(keep.iterdir()))):
+        mistakes.append(f"--keep {keep}: it is not empty. Name a new folder.")
+    if options.json is not None and not options.json.absolute().parent.is_dir():
+        mistakes.append(f"--json {options.json}: there is no folder {options.json.parent}.")
+    if options.json is not None and options.json.is_dir():
+        mistakes.append(f"--json {options.json}: it is a folder. Name a file.")
+    if mistakes:
+        raise UsageError.of(mistakes)
+
+
+def _reproduce(options: argparse.Namespace, slug: str) -> int:
+    original = _find(options.run, slug)
+    scratch = options.keep or Path(tempfile.mkdtemp(prefix="lamin-train-reproduce-"))
+    scratch = Path(os.path.abspath(scratch))
+    is_kept = options.keep is not None
+    try:
+        plan = _plan(original, scratch, recorded_code=options.code == "recorded")
+        _prepare(original, plan, scratch, recorded_code=options.code == "recorded")
+        console.say(f"reproducing run {original.uid} of {slug} in {scratch}")
+        for note in plan.notes:
+            console.warn(note)
+        pid, code = _train(plan)
+        child = _child(original, pid)
+        if child is None:
+            console.fail(f"the training could not begin: it ended with exit code {code}.")
+            return _failed(code)
+        if code == 3:
+            is_kept = True
+            console.fail(
+                f"run {child.uid} is trained, but not all of it is in LaminDB yet, so it cannot be "
+                f"compared. Publish it: lamin-train sync {scratch}"
+            )
+            return 3
+        report = _compare(original, child, plan, is_trained=code == 0)
+        report.note()
+        report.show(slug)
+        if options.json is not None:
+            options.json.write_text(json.dumps(report.to_dict(), indent=1) + "\n")
+        return report.exit_code if code == 0 else _failed(code)
+    finally:
+        if not is_kept:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _failed(code: int) -> int:
+    """Return our exit code for that of the child: signals are passed on, all else is 1."""
+    if code < 0:
+        return 128 - code
+    return code if code > 128 else 1
+
+
+# -- the record ------------------------------------------------------------------------------------
+
+
+def _find(word: str, slug: str) -> Any:
+    """Find the run, of those that can be trained again.
+
+    Raises:
+        UsageError: There is none, or it is no training that has ended.
+    """
+    import lamindb as ln
+
+    from lamincli.references import LATEST, find_run
+    from lamincli.registry.lamin import EXTRA_DATA_KEY
+
+    runs = ln.Run.filter()
+    if word == LATEST:  # of the trainings, not of what reproduced them
+        runs = runs.exclude(**{f"extra_data__{EXTRA_DATA_KEY}__has_key": "reproduces"})
+    run = find_run(word, runs, slug)
+    record = _record(run)
+    if not record:
+        raise UsageError(
+            f"run {run.uid} was not recorded by lamin-train: its config and stage are unknown."
+        )
+    if (stage := record.get("stage")) not in ("fit", None):
+        raise UsageError(
+            f"run {run.uid} is no training but a {stage}. Only a fit can be reproduced."
+        )
+    if run.status in ("started", "restarted"):
+        raise UsageError(
+            f"run {run.uid} has not ended. If its process is gone, close it: lamin-train doctor"
+        )
+    return run
+
+
+def _record(run: Any) -> dict[str, Any]:
+    from lamincli.registry.lamin import EXTRA_DATA_KEY
+
+    return dict((run.extra_data or {}).get(EXTRA_DATA_KEY) or {})
+
+
+def _plan(run: Any, scratch: Path, recorded_code: bool) -> recipe.Recipe:
+    config = _config(run)
+    if config is None:
+        raise UsageError(f"run {run.uid} has published no config, so it cannot be reproduced.")
+    return recipe.plan(
+        _record(run),
+        uid=str(run.uid),
+        transform_key=str(run.transform.key),
+        source=run.transform.source_code,
+        config=config,
+        scratch=scratch,
+        recorded_code=recorded_code,
+    )
+
+
+def _prepare(run: Any, plan: recipe.Recipe, scratch: Path, recorded_code: bool) -> None:
+    scratch.mkdir(parents=True, exist_ok=True)
+    recipe.write_config(plan.config, scratch / "config.yaml")
+    if recorded_code:
+        place = scratch / "code"
+        target = recipe.write_code(
+            str(run.transform.key), str(run.transform.source_code), plan.script_name, place
+        )
+        console.say(
+            f"running the recorded source of {run.transform.key} ({target}); what it imports is "
+            "what is installed"
+        )
+
+
+def _train(plan: recipe.Recipe) -> tuple[int, int]:
+    """Run the training in a process of its own; returns its pid and its exit code."""
+    inherited = {k: v for k, v in os.environ.items() if k not in _NOT_INHERITED}
+    process = subprocess.Popen(plan.command, env={**inherited, **plan.environment})  # noqa: S603
+    before = signal.signal(signal.SIGTERM, lambda signum, _: process.send_signal(signum))
+    try:
+        while True:
+            try:
+                return process.pid, process.wait()
+            except KeyboardInterrupt:  # it reached the training too, which saves and ends
+                continue
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _child(original: Any, pid: int) -> Any:
+    import lamindb as ln
+
+    from lamincli.registry.lamin import EXTRA_DATA_KEY
+    from lamincli.registry.outages import forget_lost_connections
+
+    forget_lost_connections()  # hours may have passed
+    made_by = {f"extra_data__{EXTRA_DATA_KEY}__process__pid": pid}
+    children = ln.Run.objects.filter(initiated_by_run=original, **made_by)
+    return children.filter(started_at__gte=original.started_at).order_by("-id").first()
+
+
+# -- comparing -------------------------------------------------------------------------------------
+
+
+@dataclass
+class Report:
+    """What a reproduction has shown.
+
+    Args:
+        original: The run.
+        child: Its reproduction.
+        findings: What was found about each subject.
+        parting: By metric, the first step at which it differs, with both values.
+        is_trained: Whether the training came to its end.
+    """
+
+    original: Any
+    child: Any
+    findings: list[Finding]
+    parting: dict[str, tuple[int, Any, Any]]
+    is_trained: bool
+
+    @property
+    def differs(self) -> list[str]:
+        """The subjects that differ."""
+        return [finding.subject for finding in self.findings if finding.state == "differs"]
+
+    @property
+    def is_identical(self) -> bool:
+        """Whether the results are; whatever else differs has not changed them."""
+        return self.is_trained and any(
+            finding.subject == "results" and finding.state == "identical"
+            for finding in self.findings
+        )
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of the command."""
+        return 0 if self.is_identical else DIFFERENT
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON."""
+        from lamincli.features import as_json
+
+        parting = {
+            name: {"step": step, "was": was, "here": here}
+            for name, (step, was, here) in self.parting.items()
+        }
+        content = {
+            "run": str(self.original.uid),
+            "reproduction": str(self.child.uid),
+            "status": str(self.child.status),
+            "identical": self.is_identical,
+            "differs": self.differs,
+            "parting": parting,
+            "findings": [finding.to_dict() for finding in self.findings],
+        }
+        return dict(as_json(content))
+
+    def note(self) -> None:
+        """Let the child say what it reproduces, and how well."""
+        from lamincli.registry.lamin import EXTRA_DATA_KEY
+
+        self.child.refresh_from_db()
+        extra = dict(self.child.extra_data or {})
+        about = {
+            "run": str(self.original.uid),
+            "identical": self.is_identical,
+            "differs": self.differs,
+        }
+        extra[EXTRA_DATA_KEY] = {**extra.get(EXTRA_DATA_KEY, {}), "reproduces": about}
+        self.child.extra_data = extra
+        self.child.save()
+
+    def show(self, slug: str) -> None:
+        """Print the report."""
+        verdict = "identical" if self.is_identical else "different"
+        if not self.is_trained:
+            verdict = f"{self.child.status}, not compared to its end"
+        elif all(f.state != "differs" for f in self.findings if f.subject == "results"):
+            verdict = verdict if self.is_identical else "not comparable"
+        console.show_findings(
+            f"run {self.child.uid} reproduces {self.original.uid}",
+            verdict,
+            slug,
+            [
+                (finding.subject, finding.state, finding.facts, finding.commands)
+                for finding in self.findings
+            ],
+        )
+
+
+def _compare(original: Any, child: Any, plan: recipe.Recipe, is_trained: bool) -> Report:
+    was, here = _record(original), _record(child)
+    parting: dict[str, tuple[int, Any, Any]] = {}
+    findings = [
+        differences.code(
+            original.transform.source_code, child.transform.source_code, original.transform.key
+        ),
+        differences.values("config", plan.config, _config(child)),
+        _data(original, child),
+        _environment(original, child),
+        differences.values("hardware", was.get("hardware"), here.get("hardware")),
+    ]
+    if is_trained:
+        results, parting = _results(original, child)
+        findings.append(results)
+    return Report(original, child, findings, parting, is_trained)
+
+
+def _config(run: Any) -> dict[str, Any] | None:
+    path = _output(run, "config")
+    return None if path is None else dict(yaml.safe_load(path.read_text()) or {})
+
+
+def _output(run: Any, what: str) -> Path | None:
+    """Return the local path of what a run has published, if it has."""
+    from lamincli.references import References
+
+    try:
+        return Path(References().local_path(f"lamin:run/{run.uid}/{what}"))
+    except LaminReferenceError as error:
+        if "has published no" in str(error):
+            return None
+        raise
+
+
+def _data(original: Any, child: Any) -> Finding:
+    """Compare the contents of the inputs: artifacts, and local files that the config names."""
+    data = []
+    for run in (original, child):
+        inputs = {
+            f"artifact {artifact.key or artifact.uid}": artifact.hash
+            for artifact in run.input_artifacts.exclude(description=_CONFIG)
+        }
+        files = _record(run).get("files")
+        data.append((inputs, files))
+    (inputs, files), (inputs_here, files_here) = data
+    if files is not None and files_here is not None:
+        inputs |= {f"file {name}": digest for name, digest in files.items()}
+        inputs_here |= {f"file {name}": digest for name, digest in files_here.items()}
+    if not inputs and not inputs_here:
+        return Finding(
+            "data", "unknown", ["no input is recorded; what the code reads by itself is not known"]
+        )
+    number = f"{len(inputs)} input{'s' * (len(inputs) != 1)} of the same content"
+    return differences.values("data", {**inputs}, {**inputs_here}, number)
+
+
+def _environment(original: Any, child: Any) -> Finding:
+    from lamincli.registry import download
+
+    paths: list[Path | None] = []
+    for run in (original, child):
+        try:
+            paths.append(download.fetch(run.environment) if run.environment_id else None)
+        except LaminReferenceError:
+            paths.append(None)
+    was, here = (None if path is None else path.read_text() for path in paths)
+    finding = differences.packages(was, here)
+    if finding.state == "differs" and paths[0] is not None:
+        folder = f".venv-{original.uid[:8]}"
+        finding.commands["build the recorded environment"] = (
+            f"python -m venv {folder} && {folder}/bin/pip install -r {paths[0]}"
+        )
+    return finding
+
+
+def _results(original: Any, child: Any) -> tuple[Finding, dict[str, tuple[int, Any, Any]]]:
+    """Compare the metrics at every step, the last metrics, and the last checkpoint.
+
+    A run that did not come to its end is compared as far as it came.
+    """
+    was_completed = original.status == "completed"
+    states: list[State] = []
+    facts: list[str] = []
+    rows, rows_here, what = _histories(original, child)
+    parting: dict[str, tuple[int, Any, Any]] = {}
+    if rows is None or rows_here is None:
+        facts.append("no history of the metrics is recorded")
+    else:
+        if not was_completed:
+            last = max((step for step, _, _ in rows), default=-1)
+            rows_here = [row for row in rows_here if row[0] <= last]
+            facts.append(f"the run {original.status}; compared as far as step {last}")
+        parting = differences.parting(rows, rows_here)
+        if parting:
+            states.append("differs")
+            facts += _told(parting)
+        elif rows:
+            states.append("identical")
+            facts.append(f"{len(rows)} {what}, all the same")
+    if was_completed:
+        last_was, last_here = ((r.extra_data or {}).get("metrics") for r in (original, child))
+        final = differences.values("metrics", last_was or {}, last_here or {})
+        if final.state == "differs":
+            states.append("differs")
+            facts += [f"at the end, {fact}" for fact in final.facts]
+        elif last_was:
+            states.append("identical")
+        same, told = _checkpoints(original, child)
+        states.append(same)
+        facts += told
+    order: tuple[State, ...] = ("differs", "identical")
+    state: State = next((one for one in order if one in states), "unknown")
+    return Finding("results", state, facts), parting
+
+
+def _told(parting: dict[str, tuple[int, Any, Any]]) -> list[str]:
+    lines = [
+        f"{name}: was {was!r}, here {here!r}"
+        if was is not None and here is not None
+        else f"{name}: logged {'here' if was is None else 'in the run'} only"
+        for name, (_, was, here) in parting.items()
+    ]
+    steps = [step for step, _, _ in parting.values()]
+    told = [f"metrics part at step {steps[0]}: {lines[0]}"]
+    told += [f"step {step}: {line}" for step, line in zip(steps[1:], lines[1:], strict=True)]
+    return differences.shortened(told)
+
+
+def _histories(
+    original: Any, child: Any
+) -> tuple[list[differences.Row] | None, list[differences.Row] | None, str]:
+    paths = [_output(run, "history") for run in (original, child)]
+    if paths[0] is not None and paths[1] is not None:
+        rows = [differences.read_history(path) for path in paths if path is not None]
+        return rows[0], rows[1], "logged values"
+    # A run of an earlier version: what its checkpoints know.
+    scores = [_scores(run) for run in (original, child)]
+    return scores[0] or None, scores[1] or None, "scores of checkpoints"
+
+
+def _scores(run: Any) -> list[differences.Row]:
+    from lamincli.registry.lamin import EXTRA_DATA_KEY
+
+    rows = []
+    for artifact in run.output_artifacts.filter(kind="model").order_by("id"):
+        notes = (artifact.extra_data or {}).get(EXTRA_DATA_KEY) or {}
+        if notes.get("score") is not None and notes.get("monitor"):
+            rows.append((int(notes["step"]), str(notes["monitor"]), float(notes["score"])))
+    return rows
+
+
+def _checkpoints(original: Any, child: Any) -> tuple[State, list[str]]:
+    try:
+        paths = [_output(run, "last") for run in (original, child)]
+    except LaminReferenceError as error:
+        return "unknown", [f"the checkpoints cannot be compared: {first_line(error)}"]
+    if paths[0] is None or paths[1] is None:
+        missing = "neither has" if paths == [None, None] else "one of the two has no"
+        return "unknown", [f"{missing} published checkpoint"]
+    return differences.checkpoints(paths[0], paths[1])
