@@ -565,11 +565,11 @@ class Merge:
             chosen = order[first : first + step]
             owner = np.searchsorted(starts, chosen, side="right") - 1
             by_owner = np.argsort(owner, kind="stable")
+            numbers, firsts = np.unique(owner[by_owner], return_index=True)
             taken = []
-            for number in np.unique(owner):
+            for number, inner in zip(numbers, np.split(chosen[by_owner], firsts[1:]), strict=True):
                 rows, index = batches[number]
-                inner = chosen[by_owner][owner[by_owner] == number] - starts[number]
-                taken.append(pa.table(rows.batch(index).take(pa.array(inner))))
+                taken.append(pa.table(rows.batch(index).take(pa.array(inner - starts[number]))))
             gathered = pa.concat_tables(taken, promote_options="permissive")
             yield gathered.take(pa.array(np.argsort(by_owner, kind="stable")))
 

@@ -1,6 +1,8 @@
 """What a stage leaves behind: predictions, metrics on checkpoints, and the stage after a fit."""
 
+import os
 import re
+import signal
 import sys
 import weakref
 from pathlib import Path
@@ -472,6 +474,58 @@ def test_failure_leaves_no_parts(train, project, last_run, checkpoint):
     assert not list(project.rglob("*predictions*"))
     assert last_run().status == "errored"
     cli = train("predict", *checkpoint, **predicting(lambda b: b))
+    assert len(the_file(cli)) == 10
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_signal_leaves_no_parts(train, project, last_run, signum):
+    def make(batch):
+        if batch[0] == 4:
+            os.kill(os.getpid(), signum)
+        return batch
+
+    with pytest.raises(SystemExit) as ended:
+        train("predict", **predicting(make))
+    assert ended.value.code == 128 + signum
+    assert last_run().status == "aborted"
+    assert not list(project.rglob("*predictions*"))
+
+
+def test_failure_of_one_rank_leaves_no_parts(shell, project, record):
+    (project / "mine.py").write_text(
+        MODULE
+        + """
+class Failing(Model):
+    def predict_step(self, batch, batch_idx):
+        if self.global_rank == 1 and batch_idx == 1:
+            raise ValueError("boom")
+        return super().predict_step(batch, batch_idx)
+"""
+    )
+    done = shell("predict", *QUIET, "--model=mine.Failing", "--data=mine.Data",
+                 "--trainer.strategy=ddp", program=TORCHRUN, timeout_s=200)  # fmt: skip
+    assert done.returncode != 0
+    assert not list(project.rglob("*predictions*"))
+
+
+def test_outage_leaves_the_predictions_to_sync(train, project, monkeypatch, ln):
+    from django.db import OperationalError
+
+    from lamincli.commands import sync
+    from lamincli.registry.lamin import LaminRegistry
+
+    save = LaminRegistry.save
+
+    def away(self, job, *args):
+        if job.kind == "predictions":
+            raise OperationalError("away")
+        return save(self, job, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LaminRegistry, "save", away)
+        cli = train("predict", "--lamin.patience_s=0.1", **predicting(lambda b: b))
+    assert cli.unpublished == [str(cli._predictions.local_path)]
+    assert sync.main([str(project)]) == 0
     assert len(the_file(cli)) == 10
 
 
