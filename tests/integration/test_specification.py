@@ -32,12 +32,16 @@ def fit(train, project):
     return run
 
 
+HISTORY = "Lightning metrics history"  # beyond the guide; see the deliberate differences
+
+
 def checkpoint_of(cli):
     return cli.trainer.checkpoint_callback
 
 
 def keys(cli, kind=None):
     artifacts = cli.lamin_run.output_artifacts.filter(**({"kind": kind} if kind else {}))
+    artifacts = artifacts.exclude(description=HISTORY)
     return sorted(artifact.key for artifact in artifacts)
 
 
@@ -116,6 +120,7 @@ def test_keys_in_every_scenario(fit, ln, logger, dirpath, run_uid, base):
     hparams = [f"{inside}checkpoints/hparams.yaml"] if logger else []
     assert keys(cli) == [f"{inside}checkpoints/epoch=0-step=4.ckpt", *hparams]
     assert run.input_artifacts.get().key == f"{inside}config.yaml"
+    assert run.output_artifacts.get(description=HISTORY).key == f"{inside}history.csv"
 
 
 @pytest.mark.parametrize("logger", [True, False])
@@ -622,7 +627,8 @@ def test_storage_that_is_away_ends_nothing(fit, monkeypatch, capsys, last_run):
     monkeypatch.setattr(storage, "store", fail)
     cli = fit(trainer={"logger": False}, lamin={"patience_s": 1})
     assert last_run().status == "completed"
-    assert cli.unpublished == [checkpoint_of(cli).best_model_path]
+    left = [path for path in cli.unpublished if not path.endswith("history.csv")]
+    assert left == [checkpoint_of(cli).best_model_path]
     out = capsys.readouterr()
     assert "No space left on device" in out.err
     assert out.out.count("not in LaminDB") == 1
