@@ -187,7 +187,8 @@ def checkpoints(original: Path, here: Path) -> tuple[State, list[str]]:
             facts.append(f"{label}: {number}, first {differing[0]}{_distance(a, b, differing)}")
     if facts:
         return "differs", facts
-    tensors = sum(1 for _, value in _flat(before) if isinstance(value, torch.Tensor))
+    compared = {section: before.get(section) for section in sections}
+    tensors = sum(1 for _, value in _flat(compared) if isinstance(value, torch.Tensor))
     return "identical", [f"the last checkpoint is the same bit for bit ({tensors} tensors)"]
 
 
