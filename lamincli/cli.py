@@ -518,6 +518,9 @@ class LaminLightningCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, with configs that lie in LaminDB in the place of their references."""
+        if self._follows is not None:  # made from its config; the words are those of the fit
+            self.config = parser.parse_object(args)
+            return
         words = sys.argv[1:] if args is None else args
         if isinstance(words, list) and (local := self._with_local_configs(words)) != words:
             self._args = local

@@ -25,6 +25,7 @@ from lamindb.integrations import lightning as ll
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 
 from lamincli import console
 from lamincli.callbacks import rng
@@ -211,6 +212,10 @@ class Checkpoint(ll.Checkpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load it; a run that goes on gets back its folder, its best ones and its randomness."""
+        if self._trainer is not None and self._trainer.state.fn != TrainerFn.FITTING:
+            # An evaluation saves nothing; Lightning would warn that it does so elsewhere.
+            self.best_model_path = state_dict["best_model_path"]
+            return
         if self._goes_on:
             self._random = state_dict.get("random")
             state_dict = self._at_home(state_dict)
