@@ -278,10 +278,11 @@ def find_run(
 
     text = text or word
     if word == LATEST:
-        stage = f"extra_data__{EXTRA_DATA_KEY}__stage"
+        record = f"extra_data__{EXTRA_DATA_KEY}"
         trainings = runs.filter(extra_data__has_key=EXTRA_DATA_KEY).exclude(
-            **{f"{stage}__in": ["validate", "test", "predict"]}
+            **{f"{record}__stage__in": ["validate", "test", "predict"]}
         )
+        trainings = trainings.exclude(**{f"{record}__has_key": "reproduces"})
         if started_before is not None:
             trainings = trainings.filter(started_at__lt=started_before)
         if (latest := trainings.order_by("-started_at").first()) is None:

@@ -104,6 +104,9 @@ def test_words_for_checkpoints(train, trained):
 
 def test_latest_is_the_latest_training(train, trained):
     train("validate")
+    reproduction = train("fit").lamin_run
+    reproduction.extra_data["lamin_train"]["reproduces"] = {"run": trained.uid}
+    reproduction.save()
     assert References().resolve("lamin:run/latest/last").run.uid == trained.uid
 
 
