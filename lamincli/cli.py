@@ -52,6 +52,19 @@ _GRACE_S = 5.0
 """What publishing may take after SIGTERM; schedulers kill half a minute later, some sooner."""
 
 
+_OF_REFERENCES = {
+    "--config": "A file, or a config in LaminDB: lamin:run/RUN/config.",
+    "--ckpt_path": (
+        "A file, or a checkpoint in LaminDB: lamin:run/RUN/best (or last, rank/1, a file name), "
+        "lamin:artifact/UID. RUN is a uid, the beginning of one, or latest."
+    ),
+    "--weights_only": (
+        "False also loads Python objects, whose code then runs: only for a checkpoint whose maker "
+        "you trust, for whoever can write to the registry could have stored it."
+    ),
+}
+
+
 class LaminArgumentParser(LightningArgumentParser):
     """Lightning's parser, whose errors name what was probably meant instead of every option."""
 
@@ -220,6 +233,8 @@ class LaminLightningCLI(LightningCLI):
             error: What ended the job.
         """
         if self._tracked is not None:
+            if self._resumption is not None and self._made_trainer is None:
+                self._tracked.take_back()  # nothing was trained
             self._stop.closing_since_s = time.monotonic()
             if LaminLightningCLI._open is self:
                 LaminLightningCLI._open = None
@@ -516,6 +531,15 @@ class LaminLightningCLI(LightningCLI):
 
     # -- references ------------------------------------------------------------------------
 
+    def _prepare_subcommand_parser(
+        self, klass: type, subcommand: str, **kwargs: Any
+    ) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        for option, text in _OF_REFERENCES.items():
+            if (action := parser._option_string_actions.get(option)) is not None:
+                action.help = f"{text} {action.help or ''}".strip()
+        return parser
+
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, with configs that lie in LaminDB in the place of their references."""
         if self._follows is not None:  # made from its config; the words are those of the fit
@@ -566,13 +590,20 @@ class LaminLightningCLI(LightningCLI):
         self._get_config()["lamin"]["resume"] = None
         if self.subcommand != "fit":
             raise UsageError(f"--lamin.resume {word}: only fit can go on with a run.")
-        slug = self._connect(self._lamin_options().instance, create=word == AUTO)
+        try:
+            slug = self._connect(self._lamin_options().instance, create=False)
+        except InstanceError:
+            if word == AUTO:
+                return  # there is no instance yet, and so no run
+            raise
         if self._resumption is None:
             self._resumption = find(word, slug, self._references.started_before)
         if self._resumption is not None:
             words = self._args if isinstance(self._args, list) else sys.argv[1:]
             if option_in(words, "--ckpt_path") is not None:
                 self._resumption.checkpoint = None
+            elif self._resumption.checkpoint is not None:
+                self._get_config()["ckpt_path"] = None  # from which the run began, once
 
     def _parse_ckpt_path(self) -> None:
         """Look up references, and take the hyper-parameters of the checkpoint, before the run.
@@ -621,7 +652,7 @@ class LaminLightningCLI(LightningCLI):
             return
         given = self._given().get("model")
         class_path = hparams.pop("_class_path", None)
-        model = {"class_path": class_path, "dict_kwargs": hparams} if class_path else hparams
+        model = {"class_path": class_path, "dict_kwargs": dict(hparams)} if class_path else hparams
         try:
             self.config = self.parser.parse_object({self.subcommand: {"model": model}}, self.config)
         except SystemExit:

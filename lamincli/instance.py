@@ -104,6 +104,10 @@ def _check_is_there(instance: Any) -> None:
     if instance.dialect != "sqlite" or instance.storage.type_is_cloud:
         return
     folder = Path(instance.storage.root_as_str)
+    if "lamindb" in sys.modules:  # then the default storage may have been switched to another one
+        from django.db import connection
+
+        folder = Path(connection.settings_dict["NAME"]).parents[1]
     if not _is_complete(folder):
         for empty in (folder / ".lamindb", folder):  # made by asking for it
             with suppress(OSError):

@@ -38,6 +38,9 @@ _SLOWEST_BYTES_PER_S = 1e6
 
 Outcome = Literal["done", "idle", "waiting"]
 
+# Not the global generator: that one is the training's, whose numbers shall be repeatable.
+_RANDOM = random.Random()  # noqa: S311  no secret
+
 
 @dataclass(frozen=True)
 class Published:
@@ -76,7 +79,7 @@ class Drainer:
         *,
         limit_bytes: float | None = None,
         clock: Callable[[], float] = time.monotonic,
-        jitter: Callable[[], float] = random.random,
+        jitter: Callable[[], float] = _RANDOM.random,
     ) -> None:
         self.spool = spool
         self.registry = registry

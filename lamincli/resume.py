@@ -74,16 +74,25 @@ def find(word: str, slug: str, started_before: datetime | None = None) -> Resump
     checkpoints = _checkpoints(run)
     prefixes = {one.callback: one.prefix for one in checkpoints if one.callback}
     found = Resumption(run, prefixes=prefixes)
+    holds_weights = False
     for checkpoint in checkpoints:
-        if (content := _read(checkpoint.path())) is not None:
-            found.checkpoint, found.step = checkpoint.path(), checkpoint.step
-            if content and "optimizer_states" not in content:
-                raise UsageError(
-                    f"Run {run.uid} has saved weights only, so its training cannot go on. Start "
-                    f"another one from them: --ckpt_path lamin:run/{run.uid}/last"
-                )
+        try:
+            path = checkpoint.path()
+        except LaminReferenceError as error:
+            console.warn(f"{error} Looking for an earlier checkpoint.")
+            continue
+        if (content := _read(path)) is None:
+            console.warn(f"{path} is incomplete; looking for an earlier checkpoint")
+        elif content and "optimizer_states" not in content:
+            holds_weights = True
+        else:
+            found.checkpoint, found.step = path, checkpoint.step
             return found
-        console.warn(f"{checkpoint.path()} is incomplete; looking for an earlier checkpoint")
+    if holds_weights:
+        raise UsageError(
+            f"Run {run.uid} has saved weights only, so its training cannot go on. Start "
+            f"another one from them: --ckpt_path lamin:run/{run.uid}/last"
+        )
     nowhere = "It has no checkpoint in LaminDB, on this disk or in a spool of this machine."
     if word != AUTO:
         raise UsageError(
@@ -107,7 +116,7 @@ def forget(run_uid: str) -> None:
     try:
         if json.loads(RUN_FILE.read_text()).get("run") == run_uid:
             RUN_FILE.unlink()
-    except (OSError, ValueError):
+    except (OSError, ValueError, AttributeError):  # none of ours
         pass
 
 
@@ -196,11 +205,15 @@ def _checkpoints(run: Any) -> list[_Found]:
 
 
 def _published(run: Any) -> Iterator[_Found]:
+    import lamindb as ln
+
     from lamincli.registry.lamin import EXTRA_DATA_KEY
 
-    for artifact in run.output_artifacts.filter(kind="model").select_related("storage"):
+    for artifact in ln.Artifact.filter(run=run, kind="model").select_related("storage"):
         notes = (artifact.extra_data or {}).get(EXTRA_DATA_KEY) or {}
-        local = Path(str(notes.get("path") or ""))
+        if not notes and not str(artifact.key).endswith(".ckpt"):
+            continue  # a model that the user's code has saved
+        local = Path(str(notes.get("path") or "nowhere"))
         # What is still where it was saved needs no download.
         is_here = local.is_dir() or (local.is_file() and local.stat().st_size == artifact.size)
         saved_at = notes.get("saved_at") or artifact.created_at.isoformat()

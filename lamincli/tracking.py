@@ -66,6 +66,7 @@ class TrackedRun:
         log: The log of the run; `None` for a run of the script, whose log lamindb keeps.
         context_before: lamindb's context when the run began, for a run within a run.
         spool: The folder of the run's spool, where its end waits if the database is away.
+        before: Columns of a run that goes on, as they were.
     """
 
     record: Any
@@ -75,6 +76,7 @@ class TrackedRun:
     context_before: dict[str, Any] = field(default_factory=dict)
     spool: Path | None = None
     _metrics: dict[str, Any] = field(default_factory=dict, init=False)
+    before: dict[str, Any] = field(default_factory=dict)
     _is_finished: bool = field(default=False, init=False)
 
     @property
@@ -217,6 +219,22 @@ class TrackedRun:
                 self.log.write("".join(traceback.format_exception(error)))
             self.log.close()
         self._try("given its log", lambda: _save_report(self.record))
+        self._let_go()
+
+    def take_back(self) -> None:
+        """Leave a run that was to go on as it was, for a mistake was found before it did."""
+        if self._is_finished or not self.before:
+            return
+        self._is_finished = True
+        os.environ.pop(RUN_UID_VARIABLE, None)
+        if self.log is not None:
+            self.log.close()
+            self.log.path.unlink(missing_ok=True)
+        vars(self.record).update(self.before)
+        self._try("left as it was", self.record.save)
+        self._let_go()
+
+    def _let_go(self) -> None:
         ln.setup.logger.set_handler()
         _OWNED.discard(self.uid)
         vars(ln.context).update(self.context_before)
@@ -304,13 +322,15 @@ def begin(
                 )
             tracked = TrackedRun(outer, slug, owned=False)
         else:
-            before = dict(vars(ln.context))
+            before, earlier = dict(vars(ln.context)), {}
             _leave_context()
             if resumes is None:
                 _track(options, source, command, parent=parent or (outer and outer.uid))
             else:
-                _reopen(resumes, source)
-            tracked = TrackedRun(ln.context.run, slug, owned=True, context_before=before)
+                earlier = _reopen(resumes, source)
+            tracked = TrackedRun(
+                ln.context.run, slug, owned=True, context_before=before, before=earlier
+            )
             _OWNED.add(tracked.uid)
         run = tracked.record
         if resumes is not None or not run.params:
@@ -376,16 +396,20 @@ def _reachable(slug: str) -> Iterator[None]:
         ) from error
 
 
-def _reopen(run: Any, source: Source) -> None:
-    """Make an earlier run the current one again."""
+def _reopen(run: Any, source: Source) -> dict[str, Any]:
+    """Make an earlier run the current one again; returns its columns as they were."""
     ended = [RUN_STATUS_TO_CODE[status] for status in ("completed", "errored", "aborted")]
     with _one_at_a_time():
         run.refresh_from_db()
         process = ProcessIdentity.from_dict(run.extra_data[EXTRA_DATA_KEY].get("process"))
         if run._status_code not in ended and process is not None and process.is_alive():
             raise RecordError(f"Run {run.uid} is going on already: process {process.pid}.")
+        columns = ("_status_code", "finished_at", "extra_data", "params")
+        earlier = {name: getattr(run, name) for name in columns}
         run._status_code = RUN_STATUS_TO_CODE["restarted"]
         run.finished_at = None
+        mine = {**run.extra_data[EXTRA_DATA_KEY], "process": ProcessIdentity.current().to_dict()}
+        run.extra_data = {**run.extra_data, EXTRA_DATA_KEY: mine}
         run.save()
     for folder in known_spools():  # its earlier end is none any more
         spool = Spool(folder)
@@ -397,6 +421,7 @@ def _reopen(run: Any, source: Source) -> None:
     if run.transform.source_code and code != run.transform.source_code:
         console.warn(f"the code is not what run {run.uid} began with; its record keeps the first")
     ln.context._run, ln.context._transform = run, run.transform
+    return earlier
 
 
 def _open_log(tracked: TrackedRun, command: str) -> RunLog | None:

@@ -21,6 +21,8 @@ def train_and_signal(project, signum, *words, shell_prefix=(), at="wait", again_
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        # Under nohup the signal is ignored by whoever inherits that, and rightly so.
+        preexec_fn=lambda: shell_prefix or signal.signal(signum, signal.SIG_DFL),
     )
     assert process.stdout is not None
     output = ""

@@ -287,3 +287,47 @@ def test_two_ranks_go_on(shell, record):
     (run,) = record()
     assert run.status == "completed"
     assert len(run.extra["lamin_train"]["attempts"]) == 2
+
+
+# -- what an attacker found -----------------------------------------------------------------------
+
+
+def test_mistake_in_a_resume_leaves_the_run_as_it_was(train, last_run, capsys):
+    train("fit")
+    run = last_run()
+    before = (run.status, run.finished_at, run.extra_data, run.report_id)
+    err = refused(train, capsys, "fit", f"--lamin.resume={run.uid}", "--trainer.accelerator=gpu")
+    assert "No supported gpu backend" in err
+    run.refresh_from_db()
+    assert (run.status, run.finished_at, run.extra_data, run.report_id) == before
+    cli = train("fit", f"--lamin.resume={run.uid}", "--trainer.max_epochs=2")
+    assert cli.trainer.current_epoch == 2
+
+
+def test_earlier_checkpoint_is_taken_where_the_newest_is_gone(train, last_run, ln, capsys):
+    train("fit", "--checkpoint.save_top_k=-1", "--trainer.max_epochs=3")
+    run = last_run()
+    newest = models(run)["epoch=2-step=12.ckpt"]
+    newest.delete(permanent=False)  # into the trash
+    second = models(run)["epoch=1-step=8.ckpt"]
+    Path(second.path).unlink()
+    shutil.rmtree("lightning_logs")
+    train("fit", f"--lamin.resume={run.uid}", "--trainer.max_epochs=3")
+    assert "Looking for an earlier checkpoint" in capsys.readouterr().err
+    run.refresh_from_db()
+    assert run.extra_data["lamin_train"]["attempts"][-1]["checkpoint"]["step"] == 4
+
+
+def test_run_that_began_from_a_file_goes_on_without_it(train, last_run):
+    train("fit")
+    Path("lightning_logs/version_0/checkpoints/epoch=0-step=4.ckpt").rename("start.ckpt")
+    train("fit", "--ckpt_path=start.ckpt", "--trainer.max_epochs=2")
+    Path("start.ckpt").unlink()
+    cli = train("fit", f"--lamin.resume={last_run().uid}", "--trainer.max_epochs=3")
+    assert cli.trainer.current_epoch == 3
+
+
+def test_note_that_is_none_of_ours_ends_no_training(train, project):
+    Path(".lamin_run.json").write_text("[]")
+    train("fit")
+    assert Path(".lamin_run.json").exists()

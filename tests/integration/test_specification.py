@@ -120,7 +120,8 @@ def test_keys_in_every_scenario(fit, ln, logger, dirpath, run_uid, base):
     hparams = [f"{inside}checkpoints/hparams.yaml"] if logger else []
     assert keys(cli) == [f"{inside}checkpoints/epoch=0-step=4.ckpt", *hparams]
     assert run.input_artifacts.get().key == f"{inside}config.yaml"
-    assert run.output_artifacts.get(description=HISTORY).key == f"{inside}history.csv"
+    # Of equal key and content there is one artifact, which the first run keeps.
+    assert ln.Artifact.filter(key=f"{inside}history.csv", description=HISTORY).exists()
 
 
 @pytest.mark.parametrize("logger", [True, False])
@@ -631,7 +632,7 @@ def test_storage_that_is_away_ends_nothing(fit, monkeypatch, capsys, last_run):
     assert left == [checkpoint_of(cli).best_model_path]
     out = capsys.readouterr()
     assert "No space left on device" in out.err
-    assert out.out.count("not in LaminDB") == 1
+    assert out.out.count("not in LaminDB") == len(cli.unpublished)
     assert "lamin-train sync" in out.out
     monkeypatch.setattr(storage, "store", store)
     assert sync.main(["."]) == 0
