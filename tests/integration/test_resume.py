@@ -289,7 +289,7 @@ def test_two_ranks_go_on(shell, record):
     assert len(run.extra["lamin_train"]["attempts"]) == 2
 
 
-# -- what an attacker found -----------------------------------------------------------------------
+# -- mistakes and gaps ---------------------------------------------------------------------------
 
 
 def test_mistake_in_a_resume_leaves_the_run_as_it_was(train, last_run, capsys):
