@@ -50,7 +50,9 @@ def ln(_instance: str, project: Path) -> Iterator[Any]:
     import lamindb
 
     from lamincli import tracking
+    from lamincli.instance import connect
 
+    connect(_instance)  # whatever the test before this one connected
     lamindb.setup.logger.set_handler()  # to the streams that pytest captures for this test
     yield lamindb
     if lamindb.context.run is not None:

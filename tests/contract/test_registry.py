@@ -95,7 +95,7 @@ def lab(request):
     elif request.param == "sqlite":
         yield Lamin(request.getfixturevalue("ln"))
     else:
-        distant, near = map(request.getfixturevalue, ("distant", "_instance"))
+        distant = request.getfixturevalue("distant")
         from lamincli.instance import connect
 
         connect(distant)
@@ -104,7 +104,6 @@ def lab(request):
 
         yield Lamin(ln)
         connections.close_all()
-        connect(near)
 
 
 of_lamindb = pytest.mark.parametrize("lab", ["sqlite", "postgres"], indirect=True)
