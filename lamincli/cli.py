@@ -17,12 +17,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from inspect import signature
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 import yaml
-from jsonargparse import ArgumentError, Namespace
+from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
@@ -41,7 +42,7 @@ from lamincli.features import metric_values
 from lamincli.instance import ENVIRONMENT_VARIABLE, connected
 from lamincli.options import CheckpointOptions, FeatureOptions, LaminOptions, option_in
 from lamincli.process import is_global_zero, ranks_began
-from lamincli.references import References, is_reference, walk
+from lamincli.references import References, is_reference, started_here, walk
 from lamincli.resume import AUTO, Resumption, find, forget, remember
 from lamincli.spool import left_behind
 
@@ -278,6 +279,7 @@ class LaminLightningCLI(LightningCLI):
             params=self._config_as_dict(),
             argv=self._words(),
             stage=self.subcommand,
+            model=_class_path(self._chosen_model()),
             **self._resumed(),
             parent=self._follows.lamin_run.uid if self._follows else None,
         )
@@ -546,11 +548,12 @@ class LaminLightningCLI(LightningCLI):
             self.config = parser.parse_object(args)
             return
         words = sys.argv[1:] if args is None else args
-        if isinstance(words, list) and (local := self._with_local_configs(words)) != words:
-            self._args = local
-            self.config = parser.parse_args(local)
-        else:
-            super().parse_arguments(parser, args)
+        with started_here():
+            if isinstance(words, list) and (local := self._with_local_configs(words)) != words:
+                self._args = local
+                self.config = parser.parse_args(local)
+            else:
+                super().parse_arguments(parser, args)
 
     def _with_local_configs(self, words: list[str]) -> list[str]:
         if (resumed := option_in(words, "--lamin.resume")) is not None:
@@ -558,14 +561,24 @@ class LaminLightningCLI(LightningCLI):
         local = []
         for before, word in zip(["", *words], words, strict=False):
             option, equals, value = word.partition("=")
-            if before in ("-c", "--config") and is_reference(word):
-                option, equals, value = "", "", word
-            elif option not in ("-c", "--config") or not is_reference(value):
-                local.append(word)
-                continue
-            self._connect(option_in(words, "--lamin.instance"), create=False)
-            local.append(option + equals + self._references.local_path(value))
+            if before in ("-c", "--config"):
+                word = self._local_config(word, words)
+            elif equals and option in ("-c", "--config"):
+                word = f"{option}={self._local_config(value, words)}"
+            local.append(word)
         return local
+
+    def _local_config(self, value: str, words: list[str]) -> str:
+        """Return a file that can be read more than once, for what was typed as a config."""
+        if is_reference(value):
+            self._connect(option_in(words, "--lamin.instance"), create=False)
+            return self._references.local_path(value)
+        if Path(value).is_fifo():  # as in --config <(command)
+            folder = self._resources.enter_context(TemporaryDirectory(prefix="lamin-train-"))
+            copy = Path(folder, "config.yaml")
+            copy.write_bytes(Path(value).read_bytes())
+            return str(copy)
+        return value
 
     def _with_config_of_run(self, words: list[str], resumed: str) -> list[str]:
         """Give a run that goes on its config back, unless another one is given."""
@@ -599,6 +612,8 @@ class LaminLightningCLI(LightningCLI):
         if self._resumption is None:
             self._resumption = find(word, slug, self._references.started_before)
         if self._resumption is not None:
+            if word == AUTO:
+                self._resumption.check_model(_class_path(self._chosen_model()))
             words = self._args if isinstance(self._args, list) else sys.argv[1:]
             if option_in(words, "--ckpt_path") is not None:
                 self._resumption.checkpoint = None
@@ -652,7 +667,10 @@ class LaminLightningCLI(LightningCLI):
             return
         given = self._given().get("model")
         class_path = hparams.pop("_class_path", None)
-        model = {"class_path": class_path, "dict_kwargs": dict(hparams)} if class_path else hparams
+        model = dict(hparams)
+        if self.subclass_mode_model:  # and else not, whichever way the checkpoint was trained
+            class_path = class_path or _class_path(self._chosen_model())
+            model = {"class_path": class_path, "dict_kwargs": dict(hparams)}
         try:
             self.config = self.parser.parse_object({self.subcommand: {"model": model}}, self.config)
         except SystemExit:
@@ -673,12 +691,17 @@ class LaminLightningCLI(LightningCLI):
             with open(path, "rb") as file:
                 maps = file.read(2) == b"PK"  # older checkpoints are read whole
             content = torch.load(path, weights_only=weights_only, map_location="cpu", mmap=maps)
-        except pickle.UnpicklingError as error:
-            raise UsageError(
-                f"--ckpt_path {path}: {_refused(error)}, and loading it would run code that it "
-                "names. If you trust who made it: --weights_only false."
-            ) from error
-        hparams = dict(content.get("hyper_parameters") or {})
+            hparams = dict(content.get("hyper_parameters") or {})
+        except Exception as error:  # of many kinds, where it is none
+            if isinstance(error, pickle.UnpicklingError) and (maps or "GLOBAL" in str(error)):
+                raise UsageError(
+                    f"--ckpt_path {path}: {_refused(error)}, and loading it would run code that it "
+                    "names. If you trust who made it: --weights_only false."
+                ) from error
+            if not self._loads_plain_files():
+                return {}
+            why = error.strerror if isinstance(error, OSError) else "torch cannot read it"
+            raise UsageError(f"--ckpt_path {path}: it is no checkpoint: {why}.") from error
         hparams.pop("_instantiator", None)
         return hparams
 
@@ -795,11 +818,30 @@ class LaminLightningCLI(LightningCLI):
             if why := why_no_key(predictions):
                 mistakes.append(f"--lamin.predictions {predictions}: {why}")
         path = str(self._get(self.config, "ckpt_path") or "")
-        words = path in ("", "best", "last", "hpc") or ":" in path
-        if not words and not Path(path).exists():
-            mistakes.append(f"--ckpt_path {path}: there is no such file.")
+        is_word = path in ("", "best", "last", "hpc") or path.startswith("registry")
+        if not is_word and (why := self._why_no_checkpoint(path)):
+            mistakes.append(f"--ckpt_path {path}: {why}")
         if mistakes:
             raise UsageError.of(mistakes)
+
+    def _why_no_checkpoint(self, path: str) -> str | None:
+        if is_reference(path):
+            path = self._references.local_path(path)
+        elif "://" in path:
+            return None
+        if not Path(path).exists():
+            return "there is no such file."
+        if Path(path).is_dir() and self._loads_plain_files():
+            strategy = self._trainer_option("strategy")
+            return f"it is a folder, and strategy {strategy} loads a file. Name the file in it."
+        return None
+
+    def _loads_plain_files(self) -> bool:
+        """Tell whether checkpoints are files of torch: no strategy or plugin reads others."""
+        strategy = self._trainer_option("strategy")
+        is_known = isinstance(strategy, str) and self.trainer_class is Trainer
+        shards = any(name in str(strategy) for name in ("fsdp", "deepspeed", "parallel"))
+        return is_known and not shards and not self._trainer_option("plugins")
 
     def _given(self) -> Any:
         """Return what was typed or stands in a config file, without defaults."""
@@ -808,12 +850,11 @@ class LaminLightningCLI(LightningCLI):
         for parser in parsers:
             parser.exit_on_error = False
         try:
-            if isinstance(self._args, (list, type(None))):
-                given = self.parser.parse_args(self._args, defaults=False)
-            else:
-                given = self.parser.parse_object(self._args, defaults=False)
-        except ArgumentError:  # a config that can be read only once, as --config <(command)
-            return {}
+            with started_here():
+                if isinstance(self._args, (list, type(None))):
+                    given = self.parser.parse_args(self._args, defaults=False)
+                else:
+                    given = self.parser.parse_object(self._args, defaults=False)
         finally:
             for parser, exit_on_error in zip(parsers, exits, strict=True):
                 parser.exit_on_error = exit_on_error
@@ -943,6 +984,7 @@ class LaminLightningCLI(LightningCLI):
         def make(*args: Any, **kwargs: Any) -> Any:
             saver = combined_with_ours(chosen)(*args, **kwargs)
             saver.key_defaults = self._checkpoint_arguments()
+            saver.is_of_resumption = self._resumption is not None
             self._config_saver = saver
             return saver
 
@@ -1067,6 +1109,12 @@ def _why_no_observer(observer: Any) -> str | None:
 def _refused(error: Exception) -> str:
     found = re.search(r"GLOBAL ([\w.]+)", str(error))
     return f"it holds {found[1]}" if found else "it holds more than weights"
+
+
+def _class_path(kind: Any) -> str:
+    """Return module and name of a class or function; of the type, where it has no name."""
+    kind = kind if hasattr(kind, "__qualname__") else type(kind)
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _import(class_path: str) -> Any:

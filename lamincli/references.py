@@ -17,6 +17,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path, PurePath
@@ -32,6 +33,7 @@ from lamincli.process import is_global_zero
 SCHEME = "lamin:"
 LATEST = "latest"
 _PINS_VARIABLE = "LAMIN_TRAIN_REFERENCES"
+_started_in: ContextVar[str] = ContextVar("_started_in", default="")
 _RECORDS = ("config", "hparams", "history", "metrics", "report")
 _DESCRIPTIONS = {
     "config": "Lightning CLI config",
@@ -42,6 +44,19 @@ _FORMS = (
     "lamin:artifact/<uid>, lamin:artifact/key/<key>, or lamin:run/<run>/ followed by "
     "best, last, rank/<k>, config, hparams, history, metrics, report or a file name"
 )
+
+
+@contextmanager
+def started_here() -> Iterator[None]:
+    """Let relative paths mean the present folder, also while a config elsewhere is parsed.
+
+    jsonargparse changes into the folder of the config for that long.
+    """
+    token = _started_in.set(os.getcwd())
+    try:
+        yield
+    finally:
+        _started_in.reset(token)
 
 
 def is_reference(value: Any) -> bool:
@@ -420,6 +435,10 @@ def _chosen(text: str, run: Any, what: str, checkpoints: list[_Checkpoint]) -> A
         callbacks.setdefault(one.callback, []).append(one)
     k = 0 if what == "best" else int(what.removeprefix("rank/"))
     found = [one for group in callbacks.values() for one in _ranked(group, what, k)]
+    if len(found) > 1 and len({(one.monitor, one.mode) for one in found}) == 1:
+        # Two callbacks that rank by one metric, as of a run that went on with other settings.
+        everything = [one for group in callbacks.values() for one in group]
+        found = _by_score(everything)[k : k + 1] or found
     if len(found) == 1:
         return found[0].artifact
     names = ", ".join(one.name for one in checkpoints[-8:])
@@ -441,13 +460,17 @@ def _chosen(text: str, run: Any, what: str, checkpoints: list[_Checkpoint]) -> A
 def _ranked(group: list[_Checkpoint], what: str, k: int) -> list[_Checkpoint]:
     """Return the checkpoint of a rank among those of one callback, by features, else by scores."""
     if what == "best" and (flagged := [one for one in group if one.is_best]):
-        return flagged[:1]
+        return [max(flagged, key=lambda one: one.order)]
     if any(one.rank is not None for one in group):
-        return [one for one in group if one.rank == k][:1]
-    scored = [one for one in group if one.score is not None and one.mode is not None]
+        ranked = [one for one in group if one.rank == k]
+        return sorted(ranked, key=lambda one: one.order)[-1:]
+    return _by_score(group)[k : k + 1]
+
+
+def _by_score(checkpoints: list[_Checkpoint]) -> list[_Checkpoint]:
+    scored = [one for one in checkpoints if one.score is not None and one.mode is not None]
     sign = -1 if scored and scored[0].mode == "max" else 1
-    scored.sort(key=lambda one: (sign * float(one.score or 0), one.order))
-    return scored[k : k + 1]
+    return sorted(scored, key=lambda one: (sign * float(one.score or 0), one.order))
 
 
 # -- values of the config ---------------------------------------------------------------------
@@ -472,7 +495,8 @@ def walk(value: Any, change: Callable[[Any], Any]) -> Any:
 class ArtifactPath(os.PathLike[str]):
     """A path that may be a reference; for annotations, as in ``data: ArtifactPath``.
 
-    Where it is parsed, a malformed reference and a missing local path are refused. Where it is
+    Where it is parsed, a malformed reference and a missing local path are refused; a relative path
+    is one from the folder in which the command was started, as for any other text. Where it is
     used as a path (``open``, ``Path``, ``str``), it is the file or folder on this machine,
     downloaded on first use. So it works in `load_from_checkpoint` too, without a command line.
 
@@ -491,7 +515,7 @@ class ArtifactPath(os.PathLike[str]):
                 Reference.parse(self.reference)
             except LaminReferenceError as error:
                 raise ValueError(str(error)) from error
-        elif not Path(self.reference).exists():
+        elif not Path(_started_in.get(), self.reference).exists():
             raise ValueError(f"{self.reference}: there is no such file or folder.")
 
     def __fspath__(self) -> str:

@@ -7,6 +7,7 @@ LaminDB. The one of the latest step is taken; one that is torn is passed over.
 import json
 import os
 import pickle
+import sys
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from typing import Any
 from lamincli import console
 from lamincli.errors import LaminReferenceError, UsageError
 from lamincli.process import ProcessIdentity, is_global_zero, job_id
+from lamincli.redaction import redact_argv
 from lamincli.references import References, find_run
 from lamincli.spool import Spool, known_spools, spools_below
 
@@ -40,6 +42,24 @@ class Resumption:
     checkpoint: Path | None = None
     step: int = 0
     prefixes: dict[str, str] = field(default_factory=dict)
+
+    def check_model(self, kind: str) -> None:
+        """Refuse to go on with another model than that of the run.
+
+        Args:
+            kind: Class path of the model that the command trains.
+
+        Raises:
+            UsageError: It is another one.
+        """
+        from lamincli.registry.lamin import EXTRA_DATA_KEY
+
+        before = self.run.extra_data[EXTRA_DATA_KEY].get("model", kind)
+        if before != kind:
+            raise UsageError(
+                f"Run {self.run.uid} of this job trains {before}, and this command {kind}. "
+                f"Run it in another folder, or remove {RUN_FILE.absolute()} to start a new run."
+            )
 
     def config(self) -> str | None:
         """Return the local path of the run's config, if it has published one."""
@@ -128,7 +148,12 @@ def _of_this_job(runs: Any, slug: str) -> Any:
 
     run = None
     if (job := job_id()) is not None:
-        run = runs.filter(**{f"extra_data__{EXTRA_DATA_KEY}__job": job}).order_by("-id").first()
+        of_job = runs.filter(**{f"extra_data__{EXTRA_DATA_KEY}__job": job}).order_by("-id")
+        # A job may train several models in turn; a scheduler repeats its commands word for word.
+        words = {f"extra_data__{EXTRA_DATA_KEY}__command": redact_argv(sys.argv[1:])}
+        run = of_job.filter(**words).first()
+        if run is None and not job.startswith("slurm:"):
+            run = of_job.first()
     if run is None and RUN_FILE.exists():
         try:
             note = json.loads(RUN_FILE.read_text())

@@ -19,6 +19,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from functools import partial
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any, Literal
@@ -67,6 +68,7 @@ class TrackedRun:
         context_before: lamindb's context when the run began, for a run within a run.
         spool: The folder of the run's spool, where its end waits if the database is away.
         before: Columns of a run that goes on, as they were.
+        ends: Jobs that would have closed it, with their spools.
     """
 
     record: Any
@@ -77,6 +79,7 @@ class TrackedRun:
     spool: Path | None = None
     _metrics: dict[str, Any] = field(default_factory=dict, init=False)
     before: dict[str, Any] = field(default_factory=dict)
+    ends: list[tuple[Path, Job]] = field(default_factory=list)
     _is_finished: bool = field(default=False, init=False)
 
     @property
@@ -210,7 +213,6 @@ class TrackedRun:
         if self._is_finished or not self.owned:
             return
         self._is_finished = True
-        os.environ.pop(RUN_UID_VARIABLE, None)
         self._try(f"closed as {status}", lambda: self._set_ending(status))
         if farewell is not None:
             self._try("told about", farewell)
@@ -226,18 +228,20 @@ class TrackedRun:
         if self._is_finished or not self.before:
             return
         self._is_finished = True
-        os.environ.pop(RUN_UID_VARIABLE, None)
         if self.log is not None:
             self.log.close()
             self.log.path.unlink(missing_ok=True)
         vars(self.record).update(self.before)
         self._try("left as it was", self.record.save)
+        for folder, job in self.ends:
+            self._try("left as it was", partial(_leave, folder, job))
         self._let_go()
 
     def _let_go(self) -> None:
         ln.setup.logger.set_handler()
         _OWNED.discard(self.uid)
         vars(ln.context).update(self.context_before)
+        os.environ.pop(RUN_UID_VARIABLE, None)
         if ln.context.run is not None:
             os.environ[RUN_UID_VARIABLE] = str(ln.context.run.uid)
 
@@ -270,8 +274,11 @@ class TrackedRun:
         assert self.spool is not None
         instance = ln.setup.settings.instance
         job = Job("close", self.uid, instance.slug, instance._id.hex, ended.isoformat())
-        job = replace(job, status=status, notes={"metrics": self._metrics})
-        Publisher.of(self.spool, LaminRegistry).leave(job)
+        _leave(self.spool, replace(job, status=status, notes={"metrics": self._metrics}))
+
+
+def _leave(spool: Path, job: Job) -> None:
+    Publisher.of(spool, LaminRegistry).leave(job)
 
 
 def begin(
@@ -282,6 +289,7 @@ def begin(
     params: dict[str, Any],
     argv: Sequence[str],
     stage: str | None,
+    model: str,
     resumes: Any = None,
     checkpoint: Mapping[str, Any] | None = None,
     parent: str | None = None,
@@ -295,6 +303,7 @@ def begin(
         params: The resolved config; secrets are taken out here.
         argv: The words of the command line, without the program.
         stage: The subcommand, if there is one.
+        model: Class path of the model.
         resumes: The run that goes on, in the place of a new one.
         checkpoint: What it goes on from, for the list of its attempts.
         parent: Uid of the run that this one follows; it makes a run of its own in any case.
@@ -322,15 +331,14 @@ def begin(
                 )
             tracked = TrackedRun(outer, slug, owned=False)
         else:
-            before, earlier = dict(vars(ln.context)), {}
+            context_before = dict(vars(ln.context))
             _leave_context()
             if resumes is None:
                 _track(options, source, command, parent=parent or (outer and outer.uid))
+                tracked = TrackedRun(ln.context.run, slug, owned=True)
             else:
-                earlier = _reopen(resumes, source)
-            tracked = TrackedRun(
-                ln.context.run, slug, owned=True, context_before=before, before=earlier
-            )
+                tracked = _reopen(resumes, slug, source)
+            tracked.context_before = context_before
             _OWNED.add(tracked.uid)
         run = tracked.record
         if resumes is not None or not run.params:
@@ -350,6 +358,7 @@ def begin(
             **record,
             "version": __version__,
             "stage": stage,
+            "model": model,
             "command": record.get("command", command),
             "process": process,
             "job": job_id(),
@@ -396,8 +405,8 @@ def _reachable(slug: str) -> Iterator[None]:
         ) from error
 
 
-def _reopen(run: Any, source: Source) -> dict[str, Any]:
-    """Make an earlier run the current one again; returns its columns as they were."""
+def _reopen(run: Any, slug: str, source: Source) -> TrackedRun:
+    """Make an earlier run the current one again."""
     ended = [RUN_STATUS_TO_CODE[status] for status in ("completed", "errored", "aborted")]
     with _one_at_a_time():
         run.refresh_from_db()
@@ -411,17 +420,19 @@ def _reopen(run: Any, source: Source) -> dict[str, Any]:
         mine = {**run.extra_data[EXTRA_DATA_KEY], "process": ProcessIdentity.current().to_dict()}
         run.extra_data = {**run.extra_data, EXTRA_DATA_KEY: mine}
         run.save()
+    ends = []
     for folder in known_spools():  # its earlier end is none any more
         spool = Spool(folder)
         for name in spool.names() if folder.name == run.uid else ():
             job = spool.look(spool.ready, name)
             if job is not None and job.action == "close":
                 spool.drop(name)
+                ends.append((folder, job))
     code = source.code or Path(str(source.path)).read_text()
     if run.transform.source_code and code != run.transform.source_code:
         console.warn(f"the code is not what run {run.uid} began with; its record keeps the first")
     ln.context._run, ln.context._transform = run, run.transform
-    return earlier
+    return TrackedRun(run, slug, owned=True, before=earlier, ends=ends)
 
 
 def _open_log(tracked: TrackedRun, command: str) -> RunLog | None:

@@ -32,6 +32,9 @@ class SaveConfigCallback(ll.SaveConfigCallback):
     Runs on: every rank; files and database on global rank zero only.
     """
 
+    is_of_resumption: bool = False
+    """The run goes on: its config is replaced by one with which the checkpoint could be loaded."""
+
     # Arguments for the callback that derives the key where the trainer has no checkpoint callback.
     key_defaults: dict[str, Any] = {}  # noqa: RUF012  never changed in place
 
@@ -58,9 +61,15 @@ class SaveConfigCallback(ll.SaveConfigCallback):
             adopt_from_parent()
             if self.save_to_log_dir:
                 self.local_path = self._write(trainer)
-                self._save_config(trainer, self.local_path)
+                if not self.is_of_resumption:
+                    self._save_config(trainer, self.local_path)
             self.save_config(trainer, pl_module, stage)
         self.already_saved = trainer.strategy.broadcast(True)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Publish the config of a run that goes on."""
+        if self.is_of_resumption and self.local_path is not None:
+            self._save_config(trainer, self.local_path)
 
     def _write(self, trainer: pl.Trainer) -> Path:
         usual: Path = self._config_path(trainer)

@@ -1,6 +1,7 @@
 """What lies in LaminDB, in the place of a path: found, pinned, downloaded once, recorded."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -135,10 +136,55 @@ def test_two_monitors_ask_which(train, last_run):
     assert References().resolve(name).artifact.key.endswith("a-epoch=0.ckpt")
 
 
+def test_two_callbacks_of_one_metric_have_one_best(train, last_run):
+    from lamincli import Checkpoint
+
+    callbacks = [Checkpoint(monitor="val_loss", filename="a-{epoch}", every_n_epochs=2),
+                 Checkpoint(monitor="val_loss", filename="b-{epoch}")]  # fmt: skip
+    train("fit", "--trainer.max_epochs=3", trainer_defaults={"callbacks": callbacks})
+    best = References().resolve(f"lamin:run/{last_run().uid}/best").artifact
+    scores = {a.uid: value(a, "score") for a in checkpoints(last_run()).values()}
+    assert len(scores) == 2
+    assert scores[best.uid] == min(scores.values())
+
+
 def test_no_scores_no_best(train, last_run):
     train("fit")
     with pytest.raises(LaminReferenceError, match="no checkpoint of rank 0"):
         References().resolve(f"lamin:run/{last_run().uid}/rank/0")
+
+
+def test_user_wins_from_a_pipe_too(trained, shell, project, monkeypatch):
+    """As ``--config <(command)``, which can be read once only."""
+    path = checkpoints(trained)["epoch=2-step=12.ckpt"].path
+    config = "model: {class_path: tests_models.TinyModel, init_args: {learning_rate: 0.7}}"
+    words = f"--data=tests_models.TinyData --ckpt_path={path} --trainer.accelerator=cpu"
+    command = f"{sys.executable} -m lamincli validate --config <(echo '{config}') {words}"
+    done = shell("-c", command, program=["bash"])
+    assert done.returncode == 0, done.stderr
+    assert "learning_rate is 0.7, as given; the checkpoint has 0.05" in done.stdout
+
+
+@pytest.mark.parametrize("is_reference", [False, True])
+def test_folder_that_is_no_checkpoint_is_refused(train, ln, capsys, stored, is_reference):
+    before = ln.Run.objects.count()
+    path = f"lamin:artifact/{stored[1].uid}" if is_reference else "folder"
+    with pytest.raises(SystemExit) as ended:
+        train("validate", f"--ckpt_path={path}")
+    assert ended.value.code == 2
+    assert "it is a folder, and strategy auto loads a file" in capsys.readouterr().err
+    assert ln.Run.objects.count() == before
+
+
+@pytest.mark.parametrize("content", [b"", b"epoch: 1", b"PK not a zip file", b"\x80\x02}q\x00."])
+def test_file_that_is_no_checkpoint_is_refused(train, ln, capsys, content):
+    before = ln.Run.objects.count()
+    Path("notes.ckpt").write_bytes(content)
+    with pytest.raises(SystemExit) as ended:
+        train("validate", "--ckpt_path=notes.ckpt")
+    assert ended.value.code == 2
+    assert "--ckpt_path notes.ckpt: it is no checkpoint" in capsys.readouterr().err
+    assert ln.Run.objects.count() == before
 
 
 def test_user_wins_over_the_checkpoint(train, trained, capsys):
@@ -295,6 +341,17 @@ def test_artifact_path_validates_where_it_is_parsed(project):
         ArtifactPath("nowhere.csv")
     Path("here.csv").touch()
     assert os.fspath(ArtifactPath("here.csv")) == "here.csv"
+
+
+def test_relative_artifact_path_is_from_the_folder_of_the_command(train, project):
+    """Whatever the folder of the config that says it; so the published one can be read again."""
+    Path("cells.csv").write_text("a,b\n")
+    Path("configs").mkdir()
+    Path("configs/own.yaml").write_text("data:\n  artifact: cells.csv\n")
+    cli = train("fit", "--config=configs/own.yaml", datamodule_class=FileData)
+    again = train("fit", f"--config={cli._config_saver.local_path}", datamodule_class=FileData)
+    for one in (cli, again):
+        assert Path(one.datamodule.artifact).read_text() == "a,b\n"
 
 
 def test_artifact_path_is_refused_by_the_parser(train, capsys, ln):

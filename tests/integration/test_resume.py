@@ -331,3 +331,72 @@ def test_note_that_is_none_of_ours_ends_no_training(train, project):
     Path(".lamin_run.json").write_text("[]")
     train("fit")
     assert Path(".lamin_run.json").exists()
+
+
+class WideModel(NoisyModel):
+    """A model of another shape than the one that was saved, where it is told so."""
+
+    def __init__(self, learning_rate: float = 0.01, width: int = 4) -> None:
+        super().__init__(learning_rate)
+        self.save_hyperparameters()
+        self.more = torch.nn.Linear(width, width)
+
+
+def test_config_that_could_not_be_loaded_is_not_taken_up(train, last_run, capsys):
+    wide = {"model_class": WideModel, "datamodule_class": NoisyData}
+    train("fit", **wide)
+    run = last_run()
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        train(
+            "fit", f"--lamin.resume={run.uid}", "--trainer.max_epochs=2", "--model.width=5", **wide
+        )
+    cli = train("fit", f"--lamin.resume={run.uid}", "--trainer.max_epochs=2", **wide)
+    assert cli.model.hparams["width"] == 4
+    assert cli.trainer.current_epoch == 2
+    config = run.input_artifacts.get(kind="config")
+    assert "max_epochs: 2" in Path(config.path).read_text()
+
+
+def test_auto_refuses_another_model(train, last_run, capsys, monkeypatch):
+    monkeypatch.setenv("STOP_AT", "5")
+    interrupted(train, "--lamin.resume=auto", "--trainer.max_epochs=2", **NOISY)
+    wide = {"model_class": WideModel, "datamodule_class": NoisyData}
+    err = refused(train, capsys, "fit", "--lamin.resume=auto", **wide)
+    assert "trains tests_models.NoisyModel, and this command" in err
+    assert ".lamin_run.json to start a new run" in err
+    assert last_run().status == "errored"
+
+
+def test_auto_tells_the_commands_of_a_slurm_job_apart(shell, record, project):
+    """A job that trains two models in turn, and is started again: each goes on with its own."""
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "bash"}
+    auto = [*FIT, "--lamin.resume=auto"]
+    other = [*auto, "--trainer.max_epochs=3"]
+    for words in (auto, other):
+        (project / ".lamin_run.json").unlink(missing_ok=True)
+        assert shell(*words, STOP_AT="9", **slurm).returncode == 1
+    for words in (auto, other):
+        (project / ".lamin_run.json").unlink(missing_ok=True)
+        assert shell(*words, **slurm).returncode == 0
+    runs = record()
+    assert [run.status for run in runs] == ["completed", "completed"]
+    assert [run.params["trainer"]["max_epochs"] for run in runs] == [4, 3]
+
+
+def test_end_that_waits_is_kept_by_a_mistake(train, last_run, capsys, ln):
+    """The database was away when the run ended, so that its end waits in the spool."""
+    from lamincli.spool import Job, Spool
+    from lamincli.tracking import _leave
+
+    train("fit")
+    run = last_run()
+    folder = Path(".lamin_spool", run.uid).absolute()
+    instance = ln.setup.settings.instance
+    ended = "2026-01-01T00:00:00+00:00"
+    _leave(folder, Job("close", run.uid, instance.slug, instance._id.hex, ended, status="errored"))
+    refused(train, capsys, "fit", f"--lamin.resume={run.uid}", "--trainer.accelerator=gpu")
+    assert Spool(folder).holds("close")
+    train("fit", f"--lamin.resume={run.uid}", "--trainer.max_epochs=2")
+    assert not folder.exists()
+    run.refresh_from_db()
+    assert run.status == "completed"
