@@ -34,6 +34,7 @@ from lightning.pytorch.cli import (
     SaveConfigCallback,
 )
 from lightning.pytorch.trainer.states import TrainerStatus
+from lightning.pytorch.utilities.seed import isolate_rng
 
 from lamincli import console
 from lamincli.callbacks.stop import StopOnSignal
@@ -309,7 +310,10 @@ class LaminLightningCLI(LightningCLI):
         assert self._tracked is not None
         if not is_reference(path):
             parent = self._follows and self._follows.lamin_run
-            return self._tracked.use_file(path, of_run=parent)
+            used = self._tracked.use_file(path, of_run=parent)
+            if used is None and parent is not None:
+                console.warn(f"{_short(path)} is no input of the run, for LaminDB has it not yet")
+            return used
         found = self._references.resolve(path)
         is_here = found.artifact is not None and found.artifact._state.db == "default"
         return found.artifact if is_here and not found.subpath else None
@@ -890,9 +894,11 @@ class LaminLightningCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Begin the run, then instantiate the classes, with local paths for references.
 
-        The config that is published keeps the references.
+        The config that is published keeps the references. Beginning draws no random numbers: the
+        clients of hub and storage do when they retry, and the model is seeded by now.
         """
-        self._begin()
+        with isolate_rng(include_cuda=False):
+            self._begin()
         if not self._references.used:
             super().instantiate_classes()
             return

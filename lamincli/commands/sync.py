@@ -84,7 +84,7 @@ def _discard(spool: Spool) -> bool:
 def _list(spool: Spool) -> None:
     is_free = spool.lock.acquire()
     console.say(f"{spool.folder}" + ("" if is_free else " (in use by its training)"))
-    for state in (spool.claimed, spool.ready):
+    for state in (spool.claimed, spool.ready, spool.deferred):
         for name in spool.names(state):
             job = spool.look(state, name)
             console.say(f"  {name}  {_describe(job)}")

@@ -125,6 +125,8 @@ class LaminRegistry:
         if uid not in self._storages:
             default = ln.setup.settings.instance.storage
             self._storages[uid] = ln.Storage.objects.get(uid=uid) if uid else default.record
+            if self._storages[uid].type == "s3":
+                storage.draw_pauses_apart()
         return self._storages[uid]
 
     def _new(self, job: Job, file: Path | None, run: Any, revised: Any) -> Any:

@@ -2,8 +2,10 @@
 
 import hashlib
 import os
+import random
 import shutil
 import sys
+from functools import cache
 from io import BufferedWriter
 from pathlib import Path
 from typing import Any
@@ -82,6 +84,17 @@ def discard(target: Any) -> None:
         _remove(target)
     elif target.exists():
         target.rmdir() if target.is_dir() else target.unlink()
+
+
+@cache
+def draw_pauses_apart() -> None:
+    """Let the S3 client draw how long it waits before it tries again from a generator of its own.
+
+    Its draws would part two trainings of the same seed that use Python's generator.
+    """
+    from botocore import retryhandler
+
+    retryhandler.random = random.Random()  # noqa: S311  a pause is no secret
 
 
 def _upload(source: Path, target: Any) -> None:

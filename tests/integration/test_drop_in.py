@@ -342,3 +342,26 @@ def test_environment_is_given_back(cli):
     cli(TinyModel, TinyData, args=["fit"])
     changed = {k for k in {*before, *os.environ} if before.get(k) != os.environ.get(k)}
     assert changed <= {"PL_GLOBAL_SEED", "PL_SEED_WORKERS", "PYTEST_CURRENT_TEST"}
+
+
+def test_beginning_a_run_draws_no_numbers(train, monkeypatch):
+    """As the client of the hub does when it cannot reach it."""
+    import random
+
+    from lamincli import tracking
+
+    begin, states = tracking.begin, []
+
+    def begin_and_draw(*args, **kwargs):
+        states.append(random.getstate())
+        random.random()
+        return begin(*args, **kwargs)
+
+    class Data(TinyData):
+        def __init__(self):
+            super().__init__()
+            states.append(random.getstate())
+
+    monkeypatch.setattr(tracking, "begin", begin_and_draw)
+    train("fit", datamodule_class=Data)
+    assert states[0] == states[1]

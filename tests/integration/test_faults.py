@@ -144,6 +144,19 @@ def test_bucket_that_is_gone(train, s3, last_run, ln):
     assert names_of(last_run()) == NAMES
 
 
+def test_retries_draw_from_a_generator_of_their_own(train, s3):
+    """Or trainings of the same seed part where the data are augmented with Python's generator."""
+    import random
+
+    from botocore import retryhandler
+
+    s3()
+    train("fit")
+    state = random.getstate()
+    retryhandler.delay_exponential("rand", 2, 3)
+    assert random.getstate() == state
+
+
 def test_checkpoints_in_a_bucket_are_registered_where_they_lie(
     train, s3, last_run, ln, monkeypatch
 ):
