@@ -13,6 +13,7 @@ import re
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
 from inspect import signature
@@ -74,6 +75,9 @@ class LaminArgumentParser(LightningArgumentParser):
         """End with a message and exit code 2, or raise where the parser was made to raise."""
         if not self.exit_on_error:
             super().error(message, ex)
+        if message.startswith("Unexpected config: "):  # followed by all of it
+            start = message.split("\n")[0].removeprefix("Unexpected config: ")
+            message = f"A config is a YAML file of options, and one given begins: {start[:60]}"
         parser = getattr(ex, "subcommand_parser", None) or self
         if "subcommand" in message and not parser._is_subcommand_parser():
             parser.print_usage(sys.stderr)
@@ -237,6 +241,8 @@ class LaminLightningCLI(LightningCLI):
         if self._tracked is not None:
             if self._resumption is not None and self._made_trainer is None:
                 self._tracked.take_back()  # nothing was trained
+            elif status == "completed" and self._is_at_its_end():
+                self._tell_that_it_is()
             self._stop.closing_since_s = time.monotonic()
             if LaminLightningCLI._open is self:
                 LaminLightningCLI._open = None
@@ -264,7 +270,10 @@ class LaminLightningCLI(LightningCLI):
             return
         from lamincli.source import find_source
 
-        if left := left_behind():
+        left = left_behind()
+        if self._resumption is not None:  # it publishes what it has left itself
+            left = {f: n for f, n in left.items() if f.name != self._resumption.run.uid}
+        if left:
             jobs, runs = sum(left.values()), len(left)
             console.say(
                 f"{jobs} job{'s' * (jobs > 1)} of {runs} earlier run{'s' * (runs > 1)} "
@@ -343,6 +352,14 @@ class LaminLightningCLI(LightningCLI):
             wanted = error.code in (None, 0)
             self.finish("completed" if wanted else "errored", None if wanted else error)
             raise error
+        if why := _misfit(error):
+            if self._resumption is not None and self._tracked is not None:
+                self._tracked.take_back()
+            self.finish("errored", error)
+            error = UsageError(
+                f"The checkpoint does not fit {type(self.model).__name__}: {why}. Make the model "
+                "as it was when the checkpoint was saved, or name another checkpoint."
+            )
         self.finish("errored", error)
         if isinstance(error, MisconfigurationException) and self._made_trainer is None:
             error = UsageError(str(error))  # the trainer refused its arguments
@@ -391,6 +408,25 @@ class LaminLightningCLI(LightningCLI):
     def _is_training(self) -> bool:
         trainer = self._made_trainer
         return trainer is not None and trainer.state.status == TrainerStatus.RUNNING
+
+    def _is_at_its_end(self) -> bool:
+        """Tell whether a fit has trained nothing, for its checkpoint has all of it behind it."""
+        trainer, saver = self._made_trainer, self._config_saver
+        if trainer is None or trainer.state.fn != "fit" or not trainer.ckpt_path:
+            return False
+        # In a process that has only started the ranks, the callback knows nothing.
+        return saver is not None and saver.already_saved and not saver.has_trained
+
+    def _tell_that_it_is(self) -> None:
+        assert self._tracked is not None
+        limits = {name: getattr(self.trainer, name) for name in ("max_epochs", "max_steps")}
+        reached = " and ".join(f"{k} {v}" for k, v in limits.items() if v not in (None, -1))
+        console.warn(
+            f"nothing was trained: the checkpoint has reached trainer.{reached or 'max_time'}. "
+            "Give a larger one to train longer."
+        )
+        if self._tracked.was_complete:
+            self._tracked.take_back()
 
     def _publish_no_more(self) -> None:
         """Let a trainer that is used after the run has ended save files, and no artifacts."""
@@ -693,11 +729,14 @@ class LaminLightningCLI(LightningCLI):
         weights_only = self._get(self.config, "weights_only") is not False
         try:
             with open(path, "rb") as file:
-                maps = file.read(2) == b"PK"  # older checkpoints are read whole
+                start = file.read(2)
+            maps = start == b"PK"  # older checkpoints are read whole
+            if not maps and start[:1] != pickle.PROTO:
+                raise ValueError("neither an archive nor a pickle")
             content = torch.load(path, weights_only=weights_only, map_location="cpu", mmap=maps)
             hparams = dict(content.get("hyper_parameters") or {})
         except Exception as error:  # of many kinds, where it is none
-            if isinstance(error, pickle.UnpicklingError) and (maps or "GLOBAL" in str(error)):
+            if isinstance(error, pickle.UnpicklingError):
                 raise UsageError(
                     f"--ckpt_path {path}: {_refused(error)}, and loading it would run code that it "
                     "names. If you trust who made it: --weights_only false."
@@ -1031,6 +1070,8 @@ class LaminLightningCLI(LightningCLI):
             # A rank zero that a strategy spawned had a callback of its own.
             key = self._predictions.key or self._tracked.key_of("Lightning predictions")
             ending.rows |= {"predictions key": key} if key else {}
+            if self._predictions.local_path is not None:
+                ending.rows["predictions"] = _short(self._predictions.local_path)
         ending.unpublished = self.unpublished
         if self.unpublished:
             ending.commands["publish the rest"] = ["lamin-train", "sync"]
@@ -1038,7 +1079,7 @@ class LaminLightningCLI(LightningCLI):
 
     def _tell_of_checkpoint(self, ending: console.Ending, callback: Any, status: Status) -> None:
         """Name the checkpoint to go on with, and the commands that do."""
-        if callback is None:
+        if callback is None or (self._is_at_its_end() and self._resumption is None):
             return
         completed = status == "completed"
         path = callback.best_model_path if completed else callback._last_checkpoint_saved
@@ -1062,7 +1103,7 @@ class LaminLightningCLI(LightningCLI):
             there = [f"--lamin.instance={self._tracked.slug}"] if elsewhere else []
             ending.commands["continue it"] = [*program, *words, *there]
             return
-        if arguments and "test_step" in vars(type(self.model)):
+        if arguments and "test_step" in vars(type(self.model)) and not self._lamin_options().then:
             ending.commands["test it"] = [*_program(), "test", *arguments]
         kind = type(self.model)
         uid = self._tracked.artifact_uid(key)
@@ -1110,6 +1151,18 @@ def _why_no_observer(observer: Any) -> str | None:
     if not any(hasattr(kind, f"on_artifact_{what}") for what in ("saved", "removed")):
         return f"{observer['class_path']} has no method on_artifact_saved or on_artifact_removed."
     return None
+
+
+def _misfit(error: BaseException) -> str | None:
+    """Say why a checkpoint could not be loaded into the model; `None` for another error."""
+    if not str(error).startswith("Error(s) in loading state_dict"):
+        return None
+    callers = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
+    if "restore_model" not in callers:  # then the user's code loads something by itself
+        return None
+    reasons = [line.strip().rstrip(". ") for line in str(error).splitlines()[1:]]
+    more = f", and {len(reasons) - 1} more such" if len(reasons) > 1 else ""
+    return "".join(reasons[:1]) + more
 
 
 def _refused(error: Exception) -> str:

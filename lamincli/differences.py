@@ -40,12 +40,32 @@ class Finding:
         return asdict(self)
 
 
-def code(original: str | None, here: str | None, name: str) -> Finding:
-    """Compare source texts, and show the first lines of their difference."""
+def code(
+    original: str | None,
+    here: str | None,
+    name: str,
+    modules: Mapping[str, str],
+    modules_here: Mapping[str, str],
+) -> Finding:
+    """Compare source texts, and show the first lines of their difference.
+
+    Args:
+        original: The recorded source.
+        here: The source that has run now.
+        name: Its key.
+        modules: Hashes of the project's modules by their paths, as recorded.
+        modules_here: The same, as they are now.
+    """
     if original is None or here is None:
         return Finding("code", "unknown", [f"the source of {name} is not recorded"])
+    others = {path for path in {*modules} & {*modules_here} if not name.endswith(path)}
+    changed = sorted(path for path in others if modules[path] != modules_here[path])
+    facts = [f"{path} is another than it was; only its hash is recorded" for path in changed]
     if original == here:
-        return Finding("code", "identical", [name])
+        if facts:
+            return Finding("code", "differs", [f"{name} is the same", *facts])
+        also = f" and {len(others)} module{'s' * (len(others) > 1)} beside it" if others else ""
+        return Finding("code", "identical", [f"{name}{also}"])
     lines = list(
         unified_diff(
             original.splitlines(),
@@ -56,13 +76,14 @@ def code(original: str | None, here: str | None, name: str) -> Finding:
         )
     )
     rest = [f"… {len(lines) - _DIFF_LINES} more lines"] if len(lines) > _DIFF_LINES else []
-    return Finding("code", "differs", [name, *lines[:_DIFF_LINES], *rest])
+    return Finding("code", "differs", [name, *lines[:_DIFF_LINES], *rest, *facts])
 
 
 def values(subject: str, original: Any, here: Any, same: str = "") -> Finding:
     """Compare nested values, and name each that differs."""
     if original is None or here is None:
-        return Finding(subject, "unknown", [f"the {subject} of the run is not recorded"])
+        whose = "run" if original is None else "reproduction"
+        return Finding(subject, "unknown", [f"the {subject} of the {whose} is not recorded"])
     facts = []
     before, after = dict(_flat(original)), dict(_flat(here))
     for key in [*before, *(key for key in after if key not in before)]:
@@ -177,6 +198,10 @@ def checkpoints(original: Path, here: Path) -> tuple[State, list[str]]:
     except Exception as error:  # an old format, a folder, or more than weights in it
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         return "unknown", [f"the checkpoints cannot be compared: {reason}"]
+    steps = [content.get("global_step") for content in (before, after)]
+    if steps[0] != steps[1]:
+        facts = [f"the last checkpoints are of different steps: was {steps[0]}, here {steps[1]}"]
+        return "differs", facts
     facts = []
     for section in sections:
         a, b = dict(_flat(before.get(section))), dict(_flat(after.get(section)))
@@ -237,7 +262,7 @@ def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     elif isinstance(value, (list, tuple)) and value:
         for index, item in enumerate(value):
             yield from _flat(item, f"{key}[{index}]")
-    else:
+    elif key or not isinstance(value, (Mapping, list, tuple)):
         yield key, value
 
 

@@ -67,7 +67,7 @@ class SpoolVersionError(LaminTrainError):
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """Return `` Did you mean …?`` for the closest choices, or an empty string."""
-    close = get_close_matches(name, list(choices), n=3, cutoff=0.6)
+    close = get_close_matches(name, list(dict.fromkeys(choices)), n=3, cutoff=0.6)
     return f" Did you mean {' or '.join(close)}?" if close else ""
 
 

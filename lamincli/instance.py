@@ -128,7 +128,10 @@ def _connect_folder(folder: Path, create: bool) -> str:
     with FileLock(lock_path(hashlib.sha256(str(folder).encode()).hexdigest())):
         if not _is_complete(folder):
             if not create:
-                raise InstanceError(f"There is no LaminDB instance in {folder}.")
+                raise InstanceError(
+                    f"There is no LaminDB instance in {folder}. Go to the folder of the project, "
+                    "or name the instance."
+                )
             _create(folder)
             console.say(f"created a local LaminDB instance in {_relative(folder)}")
         settings = _settings_of_folder(folder)

@@ -21,8 +21,8 @@ STAGES = {
 }
 COMMANDS = {
     "resume": "go on with a run: lamin-train resume RUN [options of fit]",
-    "sync": "publish what earlier trainings left unpublished",
-    "reproduce": "train again from the record of a run alone, and say what differs",
+    "sync": "publish what earlier trainings left unpublished: lamin-train sync [FOLDER]",
+    "reproduce": "train again from the record alone, and compare: lamin-train reproduce RUN",
     "doctor": "check everything, and close runs whose process is gone",
 }
 
@@ -35,8 +35,8 @@ RESUME_USAGE = """\
 usage: lamin-train resume RUN [options]
 
 Go on with a run from its last complete checkpoint, with its config. RUN is the uid of a run, the
-beginning of one, or latest. Options win over the config: lamin-train fit --help lists them. A
-project script goes on with: python SCRIPT fit --lamin.resume=RUN
+beginning of one, latest, or auto for the run of this job or folder. Options win over the config;
+lamin-train fit --help lists them. In a project script: python SCRIPT fit --lamin.resume=RUN
 """
 
 
@@ -76,13 +76,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _resume(words: list[str]) -> None:
-    if not words or words[0].startswith("-"):
+    if not words or not words[0] or words[0].startswith("-"):
         wants_help = bool(words) and words[0] in ("--help", "-h")
         stream = sys.stdout if wants_help else sys.stderr
         stream.write(RESUME_USAGE)
         sys.exit(0 if wants_help else 2)
+    run = words[0].removeprefix("lamin:run/")
     # As words of fit, for the launchers of ranks start this command line again.
-    sys.argv[1:] = ["fit", f"--lamin.resume={words[0]}", *words[1:]]
+    sys.argv[1:] = ["fit", f"--lamin.resume={run}", *words[1:]]
     main()
 
 

@@ -348,7 +348,9 @@ def _of_run(text: str, run: Any, what: str, artifacts: Any) -> Any:
     if what in ("best", "last") or what.startswith("rank/"):
         checkpoints = list(_checkpoints(outputs.filter(kind="model")))
         if not checkpoints:
-            raise LaminReferenceError(f"{text}: run {run.uid} has published no checkpoint.")
+            raise LaminReferenceError(
+                f"{text}: run {run.uid} has published no checkpoint.{_latest_with_one(text, what)}"
+            )
         return _chosen(text, run, what, checkpoints)
     name = what.rpartition("/")[2]
     everything = list(outputs.filter(key__endswith=name))
@@ -364,6 +366,17 @@ def _of_run(text: str, run: Any, what: str, artifacts: Any) -> Any:
     hint = did_you_mean(what, [*names, "best", "last", *_RECORDS])
     hint = hint or (f" It has {', '.join(names[:8])}." if names else "")
     raise LaminReferenceError(f"{text}: run {run.uid} has no output of that name.{hint}")
+
+
+def _latest_with_one(text: str, what: str) -> str:
+    """Say which training may be meant where the latest one has no checkpoint, for it failed."""
+    import lamindb as ln
+
+    if f"run/{LATEST}/" not in text or text.startswith(f"{SCHEME}/"):
+        return ""
+    saved = ln.Artifact.filter(kind="model").exclude(run=None).order_by("-run__started_at")
+    uid = saved.values_list("run__uid", flat=True).first()
+    return f" The latest that has: {SCHEME}run/{uid}/{what}" if uid else ""
 
 
 def _recorded_references(run: Any) -> dict[str, str]:

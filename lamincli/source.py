@@ -1,6 +1,7 @@
 """Which file is the user's code: the script that was run, else the file of the model class."""
 
 import contextlib
+import hashlib
 import inspect
 import sys
 from dataclasses import dataclass
@@ -41,6 +42,24 @@ def find_source(model: Any) -> Source:
         model: The model class, or the function that returns the model.
     """
     return _script() or _definition(model)
+
+
+def hashes_of_modules() -> dict[str, str]:
+    """Return the hashes of the modules in the working folder that are imported, by their paths.
+
+    The source of a run is one file; this tells whether the project around it was the same.
+    """
+    here = Path.cwd()
+    hashes = {}
+    for name, module in list(sys.modules.items()):
+        path = Path(getattr(module, "__file__", None) or "nowhere")
+        if name.partition(".")[0] in _NOT_THE_USER or path.suffix != ".py":
+            continue
+        if path.is_relative_to(here) and "site-packages" not in path.parts:
+            with contextlib.suppress(OSError):
+                digest = hashlib.sha256(path.read_bytes()).hexdigest()
+                hashes[path.relative_to(here).as_posix()] = digest[:16]
+    return hashes
 
 
 def _script() -> Source | None:

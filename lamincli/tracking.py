@@ -41,7 +41,7 @@ from lamincli.publisher import Publisher
 from lamincli.redaction import redact, redact_argv, redact_text
 from lamincli.registry.lamin import EXTRA_DATA_KEY, LaminRegistry, add_metrics, set_ending
 from lamincli.registry.outages import forget_lost_connections
-from lamincli.source import Source
+from lamincli.source import Source, hashes_of_modules
 from lamincli.spool import Job, Spool, known_spools
 
 Status = Literal["completed", "errored", "aborted"]
@@ -91,6 +91,11 @@ class TrackedRun:
     def is_reproduction(self) -> bool:
         """Whether the run trains again what another one has trained."""
         return "reproduces" in (self.record.extra_data or {}).get(EXTRA_DATA_KEY, {})
+
+    @property
+    def was_complete(self) -> bool:
+        """Whether this is a run that went on, although it was complete."""
+        return bool(self.before.get("_status_code") == RUN_STATUS_TO_CODE["completed"])
 
     def note(self, text: str) -> None:
         """Write a line into the log alone."""
@@ -365,6 +370,7 @@ def begin(
             "program": started_program(),
             "hardware": hardware.describe(),
             "files": _hashes_of_files(params),
+            "modules": hashes_of_modules(),
             **({"reproduces": {"run": reproduced}} if reproduced else {}),
             "attempts": [*record.get("attempts", []), attempt],
         }

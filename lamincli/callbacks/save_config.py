@@ -52,6 +52,7 @@ class SaveConfigCallback(ll.SaveConfigCallback):
         self.local_path: Path | None = None
         self.key: str | None = None
         self.publisher: Checkpoint | None = None
+        self.has_trained = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Write, publish, and call `save_config`, once."""
@@ -68,6 +69,7 @@ class SaveConfigCallback(ll.SaveConfigCallback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Publish the config of a run that goes on."""
+        self.has_trained = True
         if self.is_of_resumption and self.local_path is not None:
             self._save_config(trainer, self.local_path)
 

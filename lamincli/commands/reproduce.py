@@ -168,6 +168,12 @@ def _plan(run: Any, scratch: Path, recorded_code: bool) -> recipe.Recipe:
     config = _config(run)
     if config is None:
         raise UsageError(f"run {run.uid} has published no config, so it cannot be reproduced.")
+    missing = [name for name in _record(run).get("files") or {} if not Path(name).exists()]
+    if missing:
+        raise UsageError(
+            f"run {run.uid} has read {', '.join(missing)}, and there is no such file. Restore it; "
+            "a relative path is one from the folder in which the run was started."
+        )
     return recipe.plan(
         _record(run),
         uid=str(run.uid),
@@ -316,7 +322,11 @@ def _compare(original: Any, child: Any, plan: recipe.Recipe, is_trained: bool) -
     parting: dict[str, tuple[int, Any, Any]] = {}
     findings = [
         differences.code(
-            original.transform.source_code, child.transform.source_code, original.transform.key
+            original.transform.source_code,
+            child.transform.source_code,
+            original.transform.key,
+            was.get("modules", {}),
+            here.get("modules", {}),
         ),
         differences.values("config", plan.config, _config(child)),
         _data(original, child),
@@ -469,6 +479,6 @@ def _checkpoints(original: Any, child: Any) -> tuple[State, list[str]]:
     except LaminReferenceError as error:
         return "unknown", [f"the checkpoints cannot be compared: {first_line(error)}"]
     if paths[0] is None or paths[1] is None:
-        missing = "neither has" if paths == [None, None] else "one of the two has no"
-        return "unknown", [f"{missing} published checkpoint"]
+        who = "neither" if paths == [None, None] else "only one"
+        return "unknown", [f"{who} of the two has published a checkpoint"]
     return differences.checkpoints(paths[0], paths[1])

@@ -150,6 +150,14 @@ def test_unknown_argument_of_a_class_path(refused):
     assert "Did you mean width?" in err
 
 
+def test_config_that_is_no_yaml_is_not_printed_whole(shell, project):
+    (project / "cells.csv").write_text("a,b\n" * 1000)
+    done = shell("fit", "--config=cells.csv")
+    assert done.returncode == 2
+    assert "A config is a YAML file of options, and one given begins: a,b" in done.stderr
+    assert len(done.stderr.splitlines()) < 5
+
+
 def test_unknown_instance(shell):
     done = shell("fit", "--model=tests_models.TinyModel", "--lamin.instance=nobody")
     assert done.returncode == 2

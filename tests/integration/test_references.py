@@ -148,6 +148,12 @@ def test_two_callbacks_of_one_metric_have_one_best(train, last_run):
     assert scores[best.uid] == min(scores.values())
 
 
+def test_latest_that_has_no_checkpoint_names_one_that_has(train, trained):
+    train("fit", "--checkpoint.save_top_k=0")
+    with pytest.raises(LaminReferenceError, match=f"latest that has: lamin:run/{trained.uid}/best"):
+        References().resolve("lamin:run/latest/best")
+
+
 def test_no_scores_no_best(train, last_run):
     train("fit")
     with pytest.raises(LaminReferenceError, match="no checkpoint of rank 0"):
@@ -176,7 +182,9 @@ def test_folder_that_is_no_checkpoint_is_refused(train, ln, capsys, stored, is_r
     assert ln.Run.objects.count() == before
 
 
-@pytest.mark.parametrize("content", [b"", b"epoch: 1", b"PK not a zip file", b"\x80\x02}q\x00."])
+@pytest.mark.parametrize(
+    "content", [b"", b"epoch: 1", b"cell,type\n1,2\n", b"PK not a zip file", b"\x80\x02}q\x00."]
+)
 def test_file_that_is_no_checkpoint_is_refused(train, ln, capsys, content):
     before = ln.Run.objects.count()
     Path("notes.ckpt").write_bytes(content)

@@ -178,6 +178,12 @@ def test_relative_paths_hold_and_what_differs_is_named(shell, record, project, c
     assert done.returncode == 1, done.stdout
     assert "errored, not compared to its end" in done.stdout
     assert "+        raise ValueError('boom')" in done.stdout
+
+    assert set(record()[0].extra["lamin_train"]["modules"]) == {"my_code.py"}
+    (project / "data/numbers.txt").unlink()
+    done = shell("reproduce", uid)
+    assert done.returncode == 2
+    assert "has read data/numbers.txt, and there is no such file" in done.stderr
     assert not list(temporary.glob("lamin-train-reproduce-*"))
 
 

@@ -346,15 +346,35 @@ def test_config_that_could_not_be_loaded_is_not_taken_up(train, last_run, capsys
     wide = {"model_class": WideModel, "datamodule_class": NoisyData}
     train("fit", **wide)
     run = last_run()
-    with pytest.raises(RuntimeError, match="size mismatch"):
-        train(
-            "fit", f"--lamin.resume={run.uid}", "--trainer.max_epochs=2", "--model.width=5", **wide
-        )
+    before = (run.status, run.finished_at, run.extra_data, run.report_id)
+    words = ["fit", f"--lamin.resume={run.uid}", "--trainer.max_epochs=2"]
+    err = refused(train, capsys, *words, "--model.width=5", **wide)
+    assert "The checkpoint does not fit WideModel: size mismatch for more.weight" in err
+    run.refresh_from_db()
+    assert (run.status, run.finished_at, run.extra_data, run.report_id) == before
     cli = train("fit", f"--lamin.resume={run.uid}", "--trainer.max_epochs=2", **wide)
     assert cli.model.hparams["width"] == 4
     assert cli.trainer.current_epoch == 2
     config = run.input_artifacts.get(kind="config")
     assert "max_epochs: 2" in Path(config.path).read_text()
+
+
+def test_run_that_has_nothing_left_to_train(train, last_run, capsys):
+    train("fit", "--trainer.max_epochs=2")
+    run = last_run()
+    before = (run.status, run.finished_at, run.extra_data, run.params)
+    train("fit", f"--lamin.resume={run.uid}", "--trainer.max_epochs=2")
+    assert "nothing was trained: the checkpoint has reached trainer.max_epochs 2" in (
+        capsys.readouterr().err
+    )
+    run.refresh_from_db()
+    assert (run.status, run.finished_at, run.extra_data, run.params) == before
+    fork = train("fit", f"--ckpt_path=lamin:run/{run.uid}/last", "--trainer.max_epochs=2")
+    streams = capsys.readouterr()
+    assert "nothing was trained" in streams.err
+    assert "checkpoint key" not in streams.out, "it has saved none"
+    assert fork.lamin_run.status == "completed"
+    assert fork.lamin_run.output_artifacts.filter(kind="model").count() == 0
 
 
 def test_auto_refuses_another_model(train, last_run, capsys, monkeypatch):

@@ -11,15 +11,26 @@ NAN = math.nan
 
 
 def test_code_shows_the_difference():
-    assert d.code("a = 1\n", "a = 1\n", "m.py").state == "identical"
-    found = d.code("lr = 1\n", "lr = 2\n", "m.py")
+    assert d.code("a = 1\n", "a = 1\n", "m.py", {}, {}).state == "identical"
+    found = d.code("lr = 1\n", "lr = 2\n", "m.py", {}, {})
     assert found.state == "differs"
     assert {"-lr = 1", "+lr = 2", "--- m.py as recorded", "+++ m.py here"} <= set(found.facts)
-    assert d.code(None, "a", "m.py").state == "unknown"
+    assert d.code(None, "a", "m.py", {}, {}).state == "unknown"
+
+
+def test_code_names_other_modules_that_have_changed():
+    was = {"m.py": "1", "data.py": "2", "gone.py": "3"}
+    found = d.code("a", "a", "m.py", was, {"m.py": "9", "data.py": "8", "new.py": "7"})
+    assert found.state == "differs"
+    assert found.facts == [
+        "m.py is the same",
+        "data.py is another than it was; only its hash is recorded",
+    ]
+    assert d.code("a", "a", "m.py", was, was).facts == ["m.py and 2 modules beside it"]
 
 
 def test_code_shows_forty_lines_at_most():
-    found = d.code("".join(f"{n}\n" for n in range(99)), "", "m.py")
+    found = d.code("".join(f"{n}\n" for n in range(99)), "", "m.py", {}, {})
     assert len(found.facts) == 1 + 40 + 1
     assert found.facts[-1].startswith("… ")
 
@@ -35,6 +46,8 @@ def test_values_are_named_with_both():
     ]
     assert d.values("config", was, was).state == "identical"
     assert d.values("hardware", None, {}).state == "unknown"
+    assert d.values("config", {}, None).facts == ["the config of the reproduction is not recorded"]
+    assert d.values("data", {"file a": 1}, {}).facts == ["file a: was 1, here not there"]
 
 
 def test_one_is_not_true():
@@ -120,6 +133,8 @@ def test_checkpoints_are_compared_in_all_that_matters(tmp_path):
     state, facts = d.checkpoints(one, save(tmp_path / "4.ckpt", 1.0, moment=0.25))
     assert state == "differs"
     assert "optimizer states: 1 of 2 values differ" in facts[0]
+    facts = d.checkpoints(one, save(tmp_path / "5.ckpt", 2.0, global_step=7))[1]
+    assert facts == ["the last checkpoints are of different steps: was None, here 7"]
 
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path):
