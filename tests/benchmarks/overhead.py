@@ -3,7 +3,7 @@
     python tests/benchmarks/overhead.py
 
 Prints medians of ours and of the stock command line, and their difference: a tiny fit in one
-process, the same as a whole process, and ``fit --help``.
+process, 2,000 steps each of which logs a metric, a tiny fit as a whole process, and ``fit --help``.
 """
 
 import contextlib
@@ -26,6 +26,9 @@ os.chdir(HOME)
 REPEATS = int(os.environ.get("REPEATS", "7"))
 FIT = ["fit", "--trainer.max_epochs=1", "--trainer.logger=false", "--trainer.accelerator=cpu",
        "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]  # fmt: skip
+# After the other one: the later word wins.
+LOGGED = ["--trainer.max_epochs=-1", "--trainer.max_steps=2000", "--trainer.log_every_n_steps=1",
+          "--trainer.limit_val_batches=0", "--trainer.enable_checkpointing=false"]  # fmt: skip
 DEMO = "lightning.pytorch.demos.boring_classes"
 CLASSES = [f"--model={DEMO}.BoringModel", f"--data={DEMO}.BoringDataModule"]
 COMMANDS = {
@@ -45,7 +48,7 @@ def median_s(work: Callable[[], None]) -> float:
     return statistics.median(times)
 
 
-def in_process() -> dict[str, float]:
+def in_process(*words: str, logs: bool = False) -> dict[str, float]:
     from lightning.pytorch.cli import LightningCLI
     from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
 
@@ -55,11 +58,18 @@ def in_process() -> dict[str, float]:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     sys.argv = ["train.py"]
 
+    class Model(BoringModel):
+        def training_step(self, batch, batch_idx):
+            output = super().training_step(batch, batch_idx)
+            if logs:
+                self.log("loss", output["loss"])
+            return output
+
     def stock() -> None:
-        LightningCLI(BoringModel, BoringDataModule, args=FIT, save_config_callback=None)
+        LightningCLI(Model, BoringDataModule, args=[*FIT, *words], save_config_callback=None)
 
     def ours() -> None:
-        LaminLightningCLI(BoringModel, BoringDataModule, args=FIT)
+        LaminLightningCLI(Model, BoringDataModule, args=[*FIT, *words])
 
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         for work in (stock, ours):  # imports, and the first run of the instance
@@ -82,6 +92,7 @@ def as_process(*words: str) -> dict[str, float]:
 def main() -> None:
     rows = {
         "tiny fit, in one process": in_process(),
+        "2,000 steps, each logged": in_process(*LOGGED, logs=True),
         "tiny fit, whole process": as_process(*FIT, *CLASSES),
         "fit --help": as_process("fit", "--help"),
     }
