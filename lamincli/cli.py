@@ -6,14 +6,11 @@ This is the one place where the parts meet: options, run, callbacks, signals and
 from __future__ import annotations
 
 import atexit
-import importlib
 import os
-import pickle
 import re
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
 from inspect import signature
@@ -22,7 +19,6 @@ from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -37,12 +33,18 @@ from lightning.pytorch.cli import (
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from lamincli import console
+from lamincli import checkpoint_file, console
 from lamincli.callbacks.stop import StopOnSignal
-from lamincli.errors import InstanceError, LaminTrainError, UsageError, did_you_mean
+from lamincli.errors import InstanceError, LaminTrainError, UsageError
 from lamincli.features import metric_values
 from lamincli.instance import ENVIRONMENT_VARIABLE, connected
 from lamincli.options import CheckpointOptions, FeatureOptions, LaminOptions, option_in
+from lamincli.parser import (
+    HELP_OF_REFERENCES,
+    LaminArgumentParser,
+    class_path_of,
+    import_class,
+)
 from lamincli.process import is_global_zero, ranks_began
 from lamincli.references import References, is_reference, started_here, walk
 from lamincli.resume import AUTO, Resumption, find, forget, remember
@@ -53,61 +55,6 @@ if TYPE_CHECKING:
 
 _GRACE_S = 5.0
 """What publishing may take after SIGTERM; schedulers kill half a minute later, some sooner."""
-
-
-_OF_REFERENCES = {
-    "--config": "A file, or a config in LaminDB: lamin:run/RUN/config.",
-    "--ckpt_path": (
-        "A file, or a checkpoint in LaminDB: lamin:run/RUN/best (or last, rank/1, a file name), "
-        "lamin:artifact/UID. RUN is a uid, the beginning of one, or latest."
-    ),
-    "--weights_only": (
-        "False also loads Python objects, whose code then runs: only for a checkpoint whose maker "
-        "you trust, for whoever can write to the registry could have stored it."
-    ),
-}
-
-
-class LaminArgumentParser(LightningArgumentParser):
-    """Lightning's parser, whose errors name what was probably meant instead of every option."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """End with a message and exit code 2, or raise where the parser was made to raise."""
-        if not self.exit_on_error:
-            super().error(message, ex)
-        if message.startswith("Unexpected config: "):  # followed by all of it
-            start = message.split("\n")[0].removeprefix("Unexpected config: ")
-            message = f"A config is a YAML file of options, and one given begins: {start[:60]}"
-        parser = getattr(ex, "subcommand_parser", None) or self
-        if "subcommand" in message and not parser._is_subcommand_parser():
-            parser.print_usage(sys.stderr)
-        console.fail(message + parser._did_you_mean(message))
-        program = parser.prog.replace(" [options]", "")
-        if stage := re.search(r"required: (fit|validate|test|predict)\.", message):
-            program += f" {stage[1]}"
-        sys.stderr.write(f"All options: {program} --help\n")
-        sys.exit(2)
-
-    def _is_subcommand_parser(self) -> bool:
-        return not any(hasattr(action, "_name_parser_map") for action in self._actions)
-
-    def _did_you_mean(self, message: str) -> str:
-        if re.search(r"required: (\w+\.)?model\b", message):
-            return ". Give --model CLASS_PATH, or model.class_path in the config file."
-        if refused := re.search(r"class_path '([^']+)':\s+Option '(\w+)' is not", message):
-            taken = signature(_import(refused[1])).parameters
-            hint = did_you_mean(refused[2], taken).strip()
-            return "\n" + (hint or f"It takes: {', '.join(taken)}")
-        if missing := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", message):
-            return "\n" + did_you_mean(missing[2], dir(sys.modules.get(missing[1]))).strip()
-        wrong = re.findall(r"unrecognized arguments: (--[^\s=]+)", message)
-        wrong += re.findall(r"does not accept option '([^']+)'", message)
-        options = [option for option in self._option_string_actions if option.startswith("--")]
-        keys = [option.removeprefix("--") for option in options]
-        for key in wrong:
-            if hint := did_you_mean(key, options if key.startswith("--") else keys):
-                return "." + hint
-        return ""
 
 
 class LaminLightningCLI(LightningCLI):
@@ -289,7 +236,7 @@ class LaminLightningCLI(LightningCLI):
             params=self._config_as_dict(),
             argv=self._words(),
             stage=self.subcommand,
-            model=_class_path(self._chosen_model()),
+            model=class_path_of(self._chosen_model()),
             **self._resumed(),
             parent=self._follows.lamin_run.uid if self._follows else None,
         )
@@ -352,7 +299,7 @@ class LaminLightningCLI(LightningCLI):
             wanted = error.code in (None, 0)
             self.finish("completed" if wanted else "errored", None if wanted else error)
             raise error
-        if why := _misfit(error):
+        if why := checkpoint_file.why_misfit(error):
             if self._resumption is not None and self._tracked is not None:
                 self._tracked.take_back()
             self.finish("errored", error)
@@ -577,7 +524,7 @@ class LaminLightningCLI(LightningCLI):
         self, klass: type, subcommand: str, **kwargs: Any
     ) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        for option, text in _OF_REFERENCES.items():
+        for option, text in HELP_OF_REFERENCES.items():
             if (action := parser._option_string_actions.get(option)) is not None:
                 action.help = f"{text} {action.help or ''}".strip()
         return parser
@@ -653,7 +600,7 @@ class LaminLightningCLI(LightningCLI):
             self._resumption = find(word, slug, self._references.started_before)
         if self._resumption is not None:
             if word == AUTO:
-                self._resumption.check_model(_class_path(self._chosen_model()))
+                self._resumption.check_model(class_path_of(self._chosen_model()))
             words = self._args if isinstance(self._args, list) else sys.argv[1:]
             if option_in(words, "--ckpt_path") is not None:
                 self._resumption.checkpoint = None
@@ -702,14 +649,15 @@ class LaminLightningCLI(LightningCLI):
             config[section] = walk(config[section], look_up)
 
     def _take_hparams(self, path: str) -> None:
-        hparams = self._hparams(path)
+        weights_only = self._get(self.config, "weights_only") is not False
+        hparams = checkpoint_file.hyper_parameters(path, weights_only, self._loads_plain_files())
         if not hparams:
             return
         given = self._given().get("model")
         class_path = hparams.pop("_class_path", None)
         model = dict(hparams)
         if self.subclass_mode_model:  # and else not, whichever way the checkpoint was trained
-            class_path = class_path or _class_path(self._chosen_model())
+            class_path = class_path or class_path_of(self._chosen_model())
             model = {"class_path": class_path, "dict_kwargs": dict(hparams)}
         try:
             self.config = self.parser.parse_object({self.subcommand: {"model": model}}, self.config)
@@ -723,30 +671,6 @@ class LaminLightningCLI(LightningCLI):
         for name, value in (given.get("init_args", given) or {}).items():
             if name in hparams and hparams[name] != value:
                 console.say(f"{name} is {value!r}, as given; the checkpoint has {hparams[name]!r}")
-
-    def _hparams(self, path: str) -> dict[str, Any]:
-        """Return the hyper-parameters in a checkpoint, of which only these are read."""
-        weights_only = self._get(self.config, "weights_only") is not False
-        try:
-            with open(path, "rb") as file:
-                start = file.read(2)
-            maps = start == b"PK"  # older checkpoints are read whole
-            if not maps and start[:1] != pickle.PROTO:
-                raise ValueError("neither an archive nor a pickle")
-            content = torch.load(path, weights_only=weights_only, map_location="cpu", mmap=maps)
-            hparams = dict(content.get("hyper_parameters") or {})
-        except Exception as error:  # of many kinds, where it is none
-            if isinstance(error, pickle.UnpicklingError):
-                raise UsageError(
-                    f"--ckpt_path {path}: {_refused(error)}, and loading it would run code that it "
-                    "names. If you trust who made it: --weights_only false."
-                ) from error
-            if not self._loads_plain_files():
-                return {}
-            why = error.strerror if isinstance(error, OSError) else "torch cannot read it"
-            raise UsageError(f"--ckpt_path {path}: it is no checkpoint: {why}.") from error
-        hparams.pop("_instantiator", None)
-        return hparams
 
     def _with_local_paths(self, config: Any) -> Any:
         config = config.clone()
@@ -918,14 +842,14 @@ class LaminLightningCLI(LightningCLI):
         """Return the model class or function, before it is instantiated."""
         config = self._get(self.config, "model")
         if self.subclass_mode_model and config is not None and "class_path" in config:
-            return _import(config["class_path"])
+            return import_class(config["class_path"])
         return self._model_class
 
     def _chosen_data(self) -> Any:
         """Return the data module class or function, before it is instantiated."""
         config = self._get(self.config, "data")
         if self.subclass_mode_data and config is not None and "class_path" in config:
-            return _import(config["class_path"])
+            return import_class(config["class_path"])
         return self.datamodule_class
 
     # -- classes ---------------------------------------------------------------------------
@@ -1137,7 +1061,7 @@ def _is_lamin_checkpoint(config: Any) -> bool:
     ll = sys.modules.get("lamindb.integrations.lightning")  # the parser has imported the class
     if ll is None or not isinstance(config, (Namespace, dict)) or "class_path" not in config:
         return False
-    kind = _import(config["class_path"])
+    kind = import_class(config["class_path"])
     return isinstance(kind, type) and issubclass(kind, ll.ArtifactPublishingModelCheckpoint)
 
 
@@ -1145,40 +1069,12 @@ def _why_no_observer(observer: Any) -> str | None:
     if not isinstance(observer, (Namespace, dict)) or "class_path" not in observer:
         return f"{observer!r} is no class_path with init_args."
     try:
-        kind = _import(observer["class_path"])
+        kind = import_class(observer["class_path"])
     except (ImportError, AttributeError, ValueError) as error:
         return f"{observer['class_path']} cannot be imported: {error}."
     if not any(hasattr(kind, f"on_artifact_{what}") for what in ("saved", "removed")):
         return f"{observer['class_path']} has no method on_artifact_saved or on_artifact_removed."
     return None
-
-
-def _misfit(error: BaseException) -> str | None:
-    """Say why a checkpoint could not be loaded into the model; `None` for another error."""
-    if not str(error).startswith("Error(s) in loading state_dict"):
-        return None
-    callers = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
-    if "restore_model" not in callers:  # then the user's code loads something by itself
-        return None
-    reasons = [line.strip().rstrip(". ") for line in str(error).splitlines()[1:]]
-    more = f", and {len(reasons) - 1} more such" if len(reasons) > 1 else ""
-    return "".join(reasons[:1]) + more
-
-
-def _refused(error: Exception) -> str:
-    found = re.search(r"GLOBAL ([\w.]+)", str(error))
-    return f"it holds {found[1]}" if found else "it holds more than weights"
-
-
-def _class_path(kind: Any) -> str:
-    """Return module and name of a class or function; of the type, where it has no name."""
-    kind = kind if hasattr(kind, "__qualname__") else type(kind)
-    return f"{kind.__module__}.{kind.__qualname__}"
-
-
-def _import(class_path: str) -> Any:
-    module, _, name = class_path.rpartition(".")
-    return getattr(importlib.import_module(module), name)
 
 
 def _program() -> list[str]:

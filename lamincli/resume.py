@@ -6,16 +6,14 @@ LaminDB. The one of the latest step is taken; one that is torn is passed over.
 
 import json
 import os
-import pickle
 import sys
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from lamincli import console
+from lamincli import checkpoint_file, console
 from lamincli.errors import LaminReferenceError, UsageError
 from lamincli.process import ProcessIdentity, is_global_zero, job_id
 from lamincli.redaction import redact_argv
@@ -101,7 +99,7 @@ def find(word: str, slug: str, started_before: datetime | None = None) -> Resump
         except LaminReferenceError as error:
             console.warn(f"{error} Looking for an earlier checkpoint.")
             continue
-        if (content := _read(path)) is None:
+        if (content := checkpoint_file.read(path)) is None:
             console.warn(f"{path} is incomplete; looking for an earlier checkpoint")
         elif content and "optimizer_states" not in content:
             holds_weights = True
@@ -271,23 +269,6 @@ def _unknown(folders: set[Path], newest: str, known: set[Path | None]) -> Iterat
         reverse=True,
     )
     for saved_s, file in late[:_LOOKED_AT]:
-        if content := _read(file):
+        if content := checkpoint_file.read(file):
             saved_at = datetime.fromtimestamp(saved_s).astimezone().isoformat()
             yield _Found(int(content.get("global_step", 0)), saved_at, file)
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    """Read a checkpoint without its weights; `None` if it is torn, empty if it cannot be known."""
-    import torch
-
-    if path.is_dir():
-        return {}
-    try:
-        if not zipfile.is_zipfile(path):
-            return None
-        content = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-    except pickle.UnpicklingError:
-        return {}
-    except (OSError, RuntimeError, EOFError):
-        return None
-    return dict(content)

@@ -1,0 +1,77 @@
+"""What a checkpoint holds, read without its weights, and why one cannot be used."""
+
+import pickle
+import re
+import traceback
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from lamincli.errors import UsageError
+
+
+def hyper_parameters(path: str, weights_only: bool, is_plain: bool) -> dict[str, Any]:
+    """Return the hyper-parameters of the model in a checkpoint, of which only these are read.
+
+    Args:
+        path: The file.
+        weights_only: Refuse what would run code when it is loaded.
+        is_plain: Checkpoints are files of torch. Otherwise a file that torch cannot read is that of
+            a plugin or strategy, and has none that are known.
+
+    Raises:
+        UsageError: It would run code, or is no checkpoint.
+    """
+    import torch
+
+    try:
+        with open(path, "rb") as file:
+            start = file.read(2)
+        maps = start == b"PK"  # older checkpoints are read whole
+        if not maps and start[:1] != pickle.PROTO:
+            raise ValueError("neither an archive nor a pickle")
+        content = torch.load(path, weights_only=weights_only, map_location="cpu", mmap=maps)
+        hparams = dict(content.get("hyper_parameters") or {})
+    except Exception as error:  # of many kinds, where it is none
+        if isinstance(error, pickle.UnpicklingError):
+            found = re.search(r"GLOBAL ([\w.]+)", str(error))
+            what = found[1] if found else "more than weights"
+            raise UsageError(
+                f"--ckpt_path {path}: it holds {what}, and loading it would run code that it "
+                "names. If you trust who made it: --weights_only false."
+            ) from error
+        if not is_plain:
+            return {}
+        why = error.strerror if isinstance(error, OSError) else "torch cannot read it"
+        raise UsageError(f"--ckpt_path {path}: it is no checkpoint: {why}.") from error
+    hparams.pop("_instantiator", None)
+    return hparams
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """Read a checkpoint without its weights; `None` if it is torn, empty if it cannot be known."""
+    import torch
+
+    if path.is_dir():
+        return {}
+    try:
+        if not zipfile.is_zipfile(path):
+            return None
+        content = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+    except pickle.UnpicklingError:
+        return {}
+    except (OSError, RuntimeError, EOFError):
+        return None
+    return dict(content)
+
+
+def why_misfit(error: BaseException) -> str | None:
+    """Say why a checkpoint could not be loaded into the model; `None` for another error."""
+    if not str(error).startswith("Error(s) in loading state_dict"):
+        return None
+    callers = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
+    if "restore_model" not in callers:  # then the user's code loads something by itself
+        return None
+    reasons = [line.strip().rstrip(". ") for line in str(error).splitlines()[1:]]
+    more = f", and {len(reasons) - 1} more such" if len(reasons) > 1 else ""
+    return "".join(reasons[:1]) + more

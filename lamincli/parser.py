@@ -1,0 +1,81 @@
+"""The argument parser of the command line: its errors say what was probably meant."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from inspect import signature
+from typing import Any, NoReturn
+
+from lightning.pytorch.cli import LightningArgumentParser
+
+from lamincli import console
+from lamincli.errors import did_you_mean
+
+HELP_OF_REFERENCES = {
+    "--config": "A file, or a config in LaminDB: lamin:run/RUN/config.",
+    "--ckpt_path": (
+        "A file, or a checkpoint in LaminDB: lamin:run/RUN/best (or last, rank/1, a file name), "
+        "lamin:artifact/UID. RUN is a uid, the beginning of one, or latest."
+    ),
+    "--weights_only": (
+        "False also loads Python objects, whose code then runs: only for a checkpoint whose maker "
+        "you trust, for whoever can write to the registry could have stored it."
+    ),
+}
+"""What the help of Lightning's own options does not say, by option."""
+
+
+class LaminArgumentParser(LightningArgumentParser):
+    """Lightning's parser, whose errors name what was probably meant instead of every option."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """End with a message and exit code 2, or raise where the parser was made to raise."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        if message.startswith("Unexpected config: "):  # followed by all of it
+            start = message.split("\n")[0].removeprefix("Unexpected config: ")
+            message = f"A config is a YAML file of options, and one given begins: {start[:60]}"
+        parser = getattr(ex, "subcommand_parser", None) or self
+        if "subcommand" in message and not parser._is_subcommand_parser():
+            parser.print_usage(sys.stderr)
+        console.fail(message + parser._did_you_mean(message))
+        program = parser.prog.replace(" [options]", "")
+        if stage := re.search(r"required: (fit|validate|test|predict)\.", message):
+            program += f" {stage[1]}"
+        sys.stderr.write(f"All options: {program} --help\n")
+        sys.exit(2)
+
+    def _is_subcommand_parser(self) -> bool:
+        return not any(hasattr(action, "_name_parser_map") for action in self._actions)
+
+    def _did_you_mean(self, message: str) -> str:
+        if re.search(r"required: (\w+\.)?model\b", message):
+            return ". Give --model CLASS_PATH, or model.class_path in the config file."
+        if refused := re.search(r"class_path '([^']+)':\s+Option '(\w+)' is not", message):
+            taken = signature(import_class(refused[1])).parameters
+            hint = did_you_mean(refused[2], taken).strip()
+            return "\n" + (hint or f"It takes: {', '.join(taken)}")
+        if missing := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", message):
+            return "\n" + did_you_mean(missing[2], dir(sys.modules.get(missing[1]))).strip()
+        wrong = re.findall(r"unrecognized arguments: (--[^\s=]+)", message)
+        wrong += re.findall(r"does not accept option '([^']+)'", message)
+        options = [option for option in self._option_string_actions if option.startswith("--")]
+        keys = [option.removeprefix("--") for option in options]
+        for key in wrong:
+            if hint := did_you_mean(key, options if key.startswith("--") else keys):
+                return "." + hint
+        return ""
+
+
+def class_path_of(kind: Any) -> str:
+    """Return module and name of a class or function; of the type, where it has no name."""
+    kind = kind if hasattr(kind, "__qualname__") else type(kind)
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def import_class(class_path: str) -> Any:
+    """Return the class or function that a class path names."""
+    module, _, name = class_path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
