@@ -2,12 +2,12 @@
 
 import pickle
 import re
-import traceback
 import zipfile
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
-from lamincli.errors import UsageError
+from lamincli.errors import UsageError, first_line
 
 
 def hyper_parameters(path: str, weights_only: bool, is_plain: bool) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def hyper_parameters(path: str, weights_only: bool, is_plain: bool) -> dict[str,
         if not maps and start[:1] != pickle.PROTO:
             raise ValueError("neither an archive nor a pickle")
         content = torch.load(path, weights_only=weights_only, map_location="cpu", mmap=maps)
-        hparams = dict(content.get("hyper_parameters") or {})
+        hparams = dict(content["hyper_parameters"] or {}) if "hyper_parameters" in content else {}
     except Exception as error:  # of many kinds, where it is none
         if isinstance(error, pickle.UnpicklingError):
             found = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -42,7 +42,11 @@ def hyper_parameters(path: str, weights_only: bool, is_plain: bool) -> dict[str,
             ) from error
         if not is_plain:
             return {}
-        why = error.strerror if isinstance(error, OSError) else "torch cannot read it"
+        if isinstance(error, (ImportError, AttributeError)):
+            raise UsageError(
+                f"--ckpt_path {path}: it holds an object whose code is not here: {error}."
+            ) from error
+        why = first_line(error) if isinstance(error, OSError) else "torch cannot read it"
         raise UsageError(f"--ckpt_path {path}: it is no checkpoint: {why}.") from error
     hparams.pop("_instantiator", None)
     return hparams
@@ -69,8 +73,12 @@ def why_misfit(error: BaseException) -> str | None:
     """Say why a checkpoint could not be loaded into the model; `None` for another error."""
     if not str(error).startswith("Error(s) in loading state_dict"):
         return None
-    callers = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
-    if "restore_model" not in callers:  # then the user's code loads something by itself
+    frames = [(f.f_code.co_filename, f.f_code.co_name) for f, _ in walk_tb(error.__traceback__)]
+    names = [name for _, name in frames]
+    if "load_model_state_dict" not in names:  # then the user's code loads something by itself
+        return None
+    below = frames[names.index("load_model_state_dict") :]
+    if not all({"lightning", "torch"} & {*Path(file).parts} for file, _ in below):
         return None
     reasons = [line.strip().rstrip(". ") for line in str(error).splitlines()[1:]]
     more = f", and {len(reasons) - 1} more such" if len(reasons) > 1 else ""

@@ -13,14 +13,14 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from inspect import signature
+from inspect import Parameter, signature
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
-from jsonargparse import Namespace
+from jsonargparse import ArgumentError, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
@@ -52,6 +52,9 @@ from lamincli.spool import left_behind
 
 if TYPE_CHECKING:
     from lamincli.tracking import Status, TrackedRun
+
+_OF_PLAIN_FILES = ("auto", "ddp", "single_device")
+"""How the names of Lightning's strategies begin whose checkpoints are single files of torch."""
 
 _GRACE_S = 5.0
 """What publishing may take after SIGTERM; schedulers kill half a minute later, some sooner."""
@@ -124,6 +127,7 @@ class LaminLightningCLI(LightningCLI):
         self._tracked: TrackedRun | None = None
         self._publishes = False
         self._config_saver: Any = None
+        self._beginning: Any = None
         self._predictions: Any = None
         self._evaluated: Any = None
         self._references = References(ranks_began())
@@ -165,6 +169,7 @@ class LaminLightningCLI(LightningCLI):
         ours = {
             "_tracked": None,
             "_config_saver": None,
+            "_beginning": None,
             "_resources": None,
             "_stop": None,
             "_predictions": None,
@@ -358,20 +363,25 @@ class LaminLightningCLI(LightningCLI):
 
     def _is_at_its_end(self) -> bool:
         """Tell whether a fit has trained nothing, for its checkpoint has all of it behind it."""
-        trainer, saver = self._made_trainer, self._config_saver
+        trainer, beginning = self._made_trainer, self._beginning
         if trainer is None or trainer.state.fn != "fit" or not trainer.ckpt_path:
             return False
         # In a process that has only started the ranks, the callback knows nothing.
-        return saver is not None and saver.already_saved and not saver.has_trained
+        return beginning is not None and beginning.is_set_up and not beginning.has_begun
 
     def _tell_that_it_is(self) -> None:
         assert self._tracked is not None
-        limits = {name: getattr(self.trainer, name) for name in ("max_epochs", "max_steps")}
-        reached = " and ".join(f"{k} {v}" for k, v in limits.items() if v not in (None, -1))
-        console.warn(
-            f"nothing was trained: the checkpoint has reached trainer.{reached or 'max_time'}. "
-            "Give a larger one to train longer."
-        )
+        trainer = self.trainer
+        done = {"max_epochs": trainer.current_epoch, "max_steps": trainer.global_step}
+        reached = [
+            f"trainer.{name} {limit}"
+            for name, number in done.items()
+            if (limit := getattr(trainer, name)) not in (None, -1) and number >= limit
+        ]
+        why = "there were no training batches."
+        if reached:
+            why = f"the checkpoint has reached {' and '.join(reached)}. Give more to train longer."
+        console.warn(f"nothing was trained: {why}")
         if self._tracked.was_complete:
             self._tracked.take_back()
 
@@ -560,7 +570,7 @@ class LaminLightningCLI(LightningCLI):
         if is_reference(value):
             self._connect(option_in(words, "--lamin.instance"), create=False)
             return self._references.local_path(value)
-        if Path(value).is_fifo():  # as in --config <(command)
+        if _is_pipe(value):  # as in --config <(command)
             folder = self._resources.enter_context(TemporaryDirectory(prefix="lamin-train-"))
             copy = Path(folder, "config.yaml")
             copy.write_bytes(Path(value).read_bytes())
@@ -655,10 +665,20 @@ class LaminLightningCLI(LightningCLI):
             return
         given = self._given().get("model")
         class_path = hparams.pop("_class_path", None)
-        model = dict(hparams)
-        if self.subclass_mode_model:  # and else not, whichever way the checkpoint was trained
-            class_path = class_path or class_path_of(self._chosen_model())
+        model: dict[str, Any] = dict(hparams)
+        # A script that names its class does not keep it, and takes none.
+        if self.subclass_mode_model and class_path is not None:
             model = {"class_path": class_path, "dict_kwargs": dict(hparams)}
+        elif self.subclass_mode_model:
+            kind = self._chosen_model()
+            parameters = signature(kind).parameters.values()
+            names = {parameter.name for parameter in parameters}
+            if any(parameter.kind == Parameter.VAR_KEYWORD for parameter in parameters):
+                names |= set(hparams)
+            taken = {name: value for name, value in hparams.items() if name in names}
+            model = {"class_path": class_path_of(kind), "dict_kwargs": taken}
+            if rest := sorted(set(hparams) - names):
+                console.say(f"{', '.join(rest)}: in the checkpoint, and no argument of the model")
         try:
             self.config = self.parser.parse_object({self.subcommand: {"model": model}}, self.config)
         except SystemExit:
@@ -806,9 +826,9 @@ class LaminLightningCLI(LightningCLI):
     def _loads_plain_files(self) -> bool:
         """Tell whether checkpoints are files of torch: no strategy or plugin reads others."""
         strategy = self._trainer_option("strategy")
-        is_known = isinstance(strategy, str) and self.trainer_class is Trainer
-        shards = any(name in str(strategy) for name in ("fsdp", "deepspeed", "parallel"))
-        return is_known and not shards and not self._trainer_option("plugins")
+        is_plain = isinstance(strategy, str) and strategy.startswith(_OF_PLAIN_FILES)
+        is_plain = is_plain and self.trainer_class is Trainer
+        return is_plain and not self._trainer_option("plugins")
 
     def _given(self) -> Any:
         """Return what was typed or stands in a config file, without defaults."""
@@ -822,6 +842,8 @@ class LaminLightningCLI(LightningCLI):
                     given = self.parser.parse_args(self._args, defaults=False)
                 else:
                     given = self.parser.parse_object(self._args, defaults=False)
+        except ArgumentError:  # an argument is required, and a default or a link gives it
+            return {}
         finally:
             for parser, exit_on_error in zip(parsers, exits, strict=True):
                 parser.exit_on_error = exit_on_error
@@ -881,7 +903,7 @@ class LaminLightningCLI(LightningCLI):
         config["callbacks"] = listed = list(listed) if isinstance(listed, list) else [listed]
         persistent = self.trainer_defaults.get("callbacks") or []
         persistent = persistent if isinstance(persistent, list) else [persistent]
-        callbacks = [*callbacks, self._stop, *self._history()]
+        callbacks = [*callbacks, self._stop, *self._of_a_fit()]
         present = [*listed, *callbacks, *persistent]
         checkpoints = [cb for cb in present if isinstance(cb, ModelCheckpoint)]
         if not self._publishes:
@@ -936,12 +958,14 @@ class LaminLightningCLI(LightningCLI):
             arguments["return_predictions"] = False  # or they would all be kept in memory
         return arguments
 
-    def _history(self) -> list[Callback]:
+    def _of_a_fit(self) -> list[Callback]:
         if not self._publishes or self.subcommand not in ("fit", None):
             return []
         from lamincli.callbacks.history import MetricsHistory
+        from lamincli.callbacks.save_config import Beginning
 
-        return [MetricsHistory()]
+        self._beginning = Beginning()
+        return [MetricsHistory(), self._beginning]
 
     def _with_our_config_callback(
         self, config: dict[str, Any], callbacks: list[Callback]
@@ -1063,6 +1087,13 @@ def _is_lamin_checkpoint(config: Any) -> bool:
         return False
     kind = import_class(config["class_path"])
     return isinstance(kind, type) and issubclass(kind, ll.ArtifactPublishingModelCheckpoint)
+
+
+def _is_pipe(value: str) -> bool:
+    try:
+        return Path(value).is_fifo()
+    except (OSError, ValueError):  # the text of a config, too long for a path
+        return False
 
 
 def _why_no_observer(observer: Any) -> str | None:

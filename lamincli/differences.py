@@ -58,7 +58,7 @@ def code(
     """
     if original is None or here is None:
         return Finding("code", "unknown", [f"the source of {name} is not recorded"])
-    others = {path for path in {*modules} & {*modules_here} if not name.endswith(path)}
+    others = {p for p in {*modules} & {*modules_here} if not f"/{name}".endswith(f"/{p}")}
     changed = sorted(path for path in others if modules[path] != modules_here[path])
     facts = [f"{path} is another than it was; only its hash is recorded" for path in changed]
     if original == here:

@@ -144,13 +144,14 @@ def forget(run_uid: str) -> None:
 def _of_this_job(runs: Any, slug: str) -> Any:
     from lamincli.registry.lamin import EXTRA_DATA_KEY
 
-    run = None
-    if (job := job_id()) is not None:
+    run, job = None, job_id()
+    # A job may train several models in turn; a scheduler repeats its commands word for word.
+    is_repeated = job is not None and job.startswith("slurm:")
+    words = redact_argv(sys.argv[1:])
+    if job is not None:
         of_job = runs.filter(**{f"extra_data__{EXTRA_DATA_KEY}__job": job}).order_by("-id")
-        # A job may train several models in turn; a scheduler repeats its commands word for word.
-        words = {f"extra_data__{EXTRA_DATA_KEY}__command": redact_argv(sys.argv[1:])}
-        run = of_job.filter(**words).first()
-        if run is None and not job.startswith("slurm:"):
+        run = of_job.filter(**{f"extra_data__{EXTRA_DATA_KEY}__command": words}).first()
+        if run is None and not is_repeated:
             run = of_job.first()
     if run is None and RUN_FILE.exists():
         try:
@@ -166,6 +167,9 @@ def _of_this_job(runs: Any, slug: str) -> Any:
                 f"{RUN_FILE.absolute()} names run {uid} in {instance}, and {slug} has no such run. "
                 "Remove the file to start a new run."
             )
+        if is_repeated and run.extra_data[EXTRA_DATA_KEY].get("command", words) != words:
+            console.say(f"{RUN_FILE} names run {uid}, of another command; this one starts a run")
+            run = None
     return None if run is None or run.status == "completed" else run
 
 

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import inspect
 import sys
+import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -16,6 +17,7 @@ _NOT_THE_USER = {
     "runpy",
     "contextlib",
 }
+_STANDARD = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")}
 _LAUNCHER_FOLDERS = (Path(__file__).parent, Path(sys.base_prefix))
 
 
@@ -50,13 +52,18 @@ def hashes_of_modules() -> dict[str, str]:
     The source of a run is one file; this tells whether the project around it was the same.
     """
     here = Path.cwd()
+    installed = [Path(path).resolve() for path in {sys.prefix, sys.base_prefix, *_STANDARD}]
     hashes = {}
     for name, module in list(sys.modules.items()):
-        path = Path(getattr(module, "__file__", None) or "nowhere")
-        if name.partition(".")[0] in _NOT_THE_USER or path.suffix != ".py":
-            continue
-        if path.is_relative_to(here) and "site-packages" not in path.parts:
-            with contextlib.suppress(OSError):
+        # Modules are of any kind: some have no file, some are imported by being asked for it.
+        with contextlib.suppress(Exception):
+            path = Path(module.__file__ or "")
+            if name.partition(".")[0] in _NOT_THE_USER or path.suffix != ".py":
+                continue
+            if {"site-packages", "dist-packages"} & {*path.parts}:
+                continue
+            path = path.resolve()
+            if path.is_relative_to(here) and not any(map(path.is_relative_to, installed)):
                 digest = hashlib.sha256(path.read_bytes()).hexdigest()
                 hashes[path.relative_to(here).as_posix()] = digest[:16]
     return hashes

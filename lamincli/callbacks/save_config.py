@@ -52,7 +52,6 @@ class SaveConfigCallback(ll.SaveConfigCallback):
         self.local_path: Path | None = None
         self.key: str | None = None
         self.publisher: Checkpoint | None = None
-        self.has_trained = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Write, publish, and call `save_config`, once."""
@@ -66,12 +65,6 @@ class SaveConfigCallback(ll.SaveConfigCallback):
                     self._save_config(trainer, self.local_path)
             self.save_config(trainer, pl_module, stage)
         self.already_saved = trainer.strategy.broadcast(True)
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Publish the config of a run that goes on."""
-        self.has_trained = True
-        if self.is_of_resumption and self.local_path is not None:
-            self._save_config(trainer, self.local_path)
 
     def _write(self, trainer: pl.Trainer) -> Path:
         usual: Path = self._config_path(trainer)
@@ -107,6 +100,32 @@ class SaveConfigCallback(ll.SaveConfigCallback):
         """Wait until the config is published, where no checkpoint callback does."""
         if self.publisher is not None:
             self.publisher.drain(trainer)
+
+
+class Beginning(pl.Callback):
+    """Know that training has begun, and only then publish the config of a run that goes on.
+
+    Apart from the callback that saves it, whose hooks users override.
+
+    Runs on: every rank; publishes on global rank zero only.
+    """
+
+    def __init__(self) -> None:
+        self.is_set_up = False
+        self.has_begun = False
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Note that the hooks are called in this process."""
+        self.is_set_up = True
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Publish the config, now that the checkpoint is loaded."""
+        self.has_begun = True
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        for saver in callbacks:
+            is_ours = isinstance(saver, SaveConfigCallback) and saver.is_of_resumption
+            if is_ours and saver.local_path is not None:
+                saver._save_config(trainer, saver.local_path)
 
 
 def combined_with_ours(kind: type[Any] | None) -> type[Any]:

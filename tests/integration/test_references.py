@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tests_models import FileData
+from tests_models import FileData, TinyModel
 
 from lamincli import ArtifactPath, LaminLightningCLI
 from lamincli.errors import LaminReferenceError
@@ -158,6 +158,46 @@ def test_no_scores_no_best(train, last_run):
     train("fit")
     with pytest.raises(LaminReferenceError, match="no checkpoint of rank 0"):
         References().resolve(f"lamin:run/{last_run().uid}/rank/0")
+
+
+def test_argument_that_a_default_gives_is_not_missed(train, trained):
+    """It is required, and neither typed nor in a config."""
+
+    class Needs(TinyModel):
+        def __init__(self, width: int, learning_rate: float = 0.1, at: str = "", api_key: str = ""):
+            super().__init__(width, learning_rate, at, api_key)
+
+    class CLI(LaminLightningCLI):
+        def add_arguments_to_parser(self, parser):
+            parser.set_defaults({"model.width": 4})
+
+    path = checkpoints(trained)["epoch=2-step=12.ckpt"].path
+    cli = train("validate", f"--ckpt_path={path}", model_class=Needs, cli=CLI)
+    assert cli.model.hparams["width"] == 4
+
+
+def test_folder_is_a_checkpoint_to_another_strategy(train, ln, stored):
+    from lightning.pytorch.strategies import SingleDeviceStrategy, StrategyRegistry
+
+    class Folder(SingleDeviceStrategy):
+        def __init__(self):
+            super().__init__(device="cpu")
+
+        def load_checkpoint(self, path, weights_only=None):
+            raise RuntimeError(f"reads {path}")
+
+    StrategyRegistry.register("folder", Folder)
+    with pytest.raises(RuntimeError, match="reads"):
+        train("validate", "--ckpt_path=folder", "--trainer.strategy=folder")
+    StrategyRegistry.remove("folder")
+
+
+def test_config_may_be_text(train):
+    filler = ", ".join(f"'{n}': 1" for n in range(100))
+    config = f"{{seed_everything: 3, data: {{files: {{{filler}}}}}}}"
+    assert (
+        len(train("fit", f"--config={config}", datamodule_class=FileData).datamodule.files) == 100
+    )
 
 
 def test_user_wins_from_a_pipe_too(trained, shell, project, monkeypatch):

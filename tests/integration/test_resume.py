@@ -377,6 +377,42 @@ def test_run_that_has_nothing_left_to_train(train, last_run, capsys):
     assert fork.lamin_run.output_artifacts.filter(kind="model").count() == 0
 
 
+def test_callback_of_the_user_hides_no_beginning(train, last_run):
+    """Its hooks need not call ours: what was trained is recorded, with its config."""
+    from lightning.pytorch.cli import SaveConfigCallback
+
+    class Mine(SaveConfigCallback):
+        def on_train_start(self, trainer, pl_module):
+            pass
+
+    train("fit", save_config_callback=Mine)
+    run = last_run()
+    train("fit", f"--lamin.resume={run.uid}", "--trainer.max_epochs=3", save_config_callback=Mine)
+    run.refresh_from_db()
+    assert len(run.extra_data["lamin_train"]["attempts"]) == 2
+    assert "max_epochs: 3" in Path(run.input_artifacts.get(kind="config").path).read_text()
+
+
+def test_error_of_the_users_own_loading_is_shown(train, last_run):
+    class Loads(NoisyModel):
+        def restore_model(self):
+            torch.nn.Linear(3, 3).load_state_dict({})
+
+        def on_train_end(self):
+            self.restore_model()
+
+    with pytest.raises(RuntimeError, match="Missing key"):
+        train("fit", model_class=Loads, datamodule_class=NoisyData)
+    assert last_run().status == "errored"
+
+
+def test_nothing_trained_for_there_are_no_batches(train, capsys):
+    train("fit")
+    words = ["--ckpt_path=lamin:run/latest/last", "--trainer.max_epochs=5"]
+    train("fit", *words, "--trainer.limit_train_batches=0")
+    assert "nothing was trained: there were no training batches" in capsys.readouterr().err
+
+
 def test_auto_refuses_another_model(train, last_run, capsys, monkeypatch):
     monkeypatch.setenv("STOP_AT", "5")
     interrupted(train, "--lamin.resume=auto", "--trainer.max_epochs=2", **NOISY)
@@ -393,10 +429,8 @@ def test_auto_tells_the_commands_of_a_slurm_job_apart(shell, record, project):
     auto = [*FIT, "--lamin.resume=auto"]
     other = [*auto, "--trainer.max_epochs=3"]
     for words in (auto, other):
-        (project / ".lamin_run.json").unlink(missing_ok=True)
         assert shell(*words, STOP_AT="9", **slurm).returncode == 1
     for words in (auto, other):
-        (project / ".lamin_run.json").unlink(missing_ok=True)
         assert shell(*words, **slurm).returncode == 0
     runs = record()
     assert [run.status for run in runs] == ["completed", "completed"]

@@ -26,6 +26,9 @@ def test_code_names_other_modules_that_have_changed():
         "m.py is the same",
         "data.py is another than it was; only its hash is recorded",
     ]
+    was_named_alike = {"m.py": "1", "my_m.py": "1"}
+    found = d.code("a", "a", "my_m.py", was_named_alike, {"m.py": "2", "my_m.py": "1"})
+    assert found.state == "differs"
     assert d.code("a", "a", "m.py", was, was).facts == ["m.py and 2 modules beside it"]
 
 
