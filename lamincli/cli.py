@@ -664,21 +664,7 @@ class LaminLightningCLI(LightningCLI):
         if not hparams:
             return
         given = self._given().get("model")
-        class_path = hparams.pop("_class_path", None)
-        model: dict[str, Any] = dict(hparams)
-        # A script that names its class does not keep it, and takes none.
-        if self.subclass_mode_model and class_path is not None:
-            model = {"class_path": class_path, "dict_kwargs": dict(hparams)}
-        elif self.subclass_mode_model:
-            kind = self._chosen_model()
-            parameters = signature(kind).parameters.values()
-            names = {parameter.name for parameter in parameters}
-            if any(parameter.kind == Parameter.VAR_KEYWORD for parameter in parameters):
-                names |= set(hparams)
-            taken = {name: value for name, value in hparams.items() if name in names}
-            model = {"class_path": class_path_of(kind), "dict_kwargs": taken}
-            if rest := sorted(set(hparams) - names):
-                console.say(f"{', '.join(rest)}: in the checkpoint, and no argument of the model")
+        model = self._model_with(hparams)
         try:
             self.config = self.parser.parse_object({self.subcommand: {"model": model}}, self.config)
         except SystemExit:
@@ -691,6 +677,26 @@ class LaminLightningCLI(LightningCLI):
         for name, value in (given.get("init_args", given) or {}).items():
             if name in hparams and hparams[name] != value:
                 console.say(f"{name} is {value!r}, as given; the checkpoint has {hparams[name]!r}")
+
+    def _model_with(self, hparams: dict[str, Any]) -> dict[str, Any]:
+        """Return the config of the model with hyper-parameters of a checkpoint.
+
+        A script that names its class keeps none in its checkpoints, and takes none.
+        """
+        class_path = hparams.pop("_class_path", None)
+        if not self.subclass_mode_model:
+            return dict(hparams)
+        if class_path is not None:
+            return {"class_path": class_path, "dict_kwargs": dict(hparams)}
+        kind = self._chosen_model()
+        parameters = signature(kind).parameters.values()
+        names = {parameter.name for parameter in parameters}
+        if any(parameter.kind == Parameter.VAR_KEYWORD for parameter in parameters):
+            names |= set(hparams)
+        if rest := sorted(set(hparams) - names):
+            console.say(f"{', '.join(rest)}: in the checkpoint, and no argument of the model")
+        taken = {name: value for name, value in hparams.items() if name in names}
+        return {"class_path": class_path_of(kind), "dict_kwargs": taken}
 
     def _with_local_paths(self, config: Any) -> Any:
         config = config.clone()

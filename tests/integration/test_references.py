@@ -192,6 +192,16 @@ def test_folder_is_a_checkpoint_to_another_strategy(train, ln, stored):
     StrategyRegistry.remove("folder")
 
 
+def test_hyper_parameters_that_the_model_does_not_take(train, trained, capsys):
+    """The checkpoint is of a script that names its class, and so does not say which one it was."""
+    path = checkpoints(trained)["epoch=2-step=12.ckpt"].path
+    words = [f"--ckpt_path={path}", "--model=tests_models.NoisyModel"]
+    cli = train("validate", *words, model_class=None)
+    assert cli.model.hparams["learning_rate"] == 0.05
+    said = "api_key, at, width: in the checkpoint, and no argument of the model"
+    assert said in capsys.readouterr().out
+
+
 def test_config_may_be_text(train):
     filler = ", ".join(f"'{n}': 1" for n in range(100))
     config = f"{{seed_everything: 3, data: {{files: {{{filler}}}}}}}"
