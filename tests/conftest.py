@@ -1,6 +1,7 @@
 """One private home for all tests: nothing of the user's settings is read or written."""
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,8 @@ os.environ["HOME"] = str(HOME)
 os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # the models, for processes we start
 os.environ["COLUMNS"] = "200"
 sys.path.insert(0, str(Path(__file__).parent))
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background; processes inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 QUIET = [
     "--trainer.enable_progress_bar=false",
