@@ -40,7 +40,7 @@ class LaminArgumentParser(LightningArgumentParser):
         parser = getattr(ex, "subcommand_parser", None) or self
         if "subcommand" in message and not parser._is_subcommand_parser():
             parser.print_usage(sys.stderr)
-        console.fail(message + parser._did_you_mean(message))
+        console.fail(_in_short(message) + parser._did_you_mean(message))
         program = parser.prog.replace(" [options]", "")
         if stage := re.search(r"required: (fit|validate|test|predict)\.", message):
             program += f" {stage[1]}"
@@ -67,6 +67,20 @@ class LaminArgumentParser(LightningArgumentParser):
             if hint := did_you_mean(key, options if key.startswith("--") else keys):
                 return "." + hint
         return ""
+
+
+def _in_short(message: str) -> str:
+    """Leave out of an error what says nothing: that the type is a union, and may be none."""
+    if "Does not validate against any of the Union subtypes" not in message:
+        return message
+    lines = [line for line in message.splitlines() if not _SAYS_NOTHING.match(line)]
+    return "\n".join(lines)
+
+
+_SAYS_NOTHING = re.compile(
+    r"\s*(Does not validate against any|Subtypes: |Errors:|- Expected a <class 'NoneType'>|"
+    r"Given value type: |Given value: (NestedArg|Namespace)\()"
+)
 
 
 def class_path_of(kind: Any) -> str:

@@ -150,6 +150,20 @@ def test_unknown_argument_of_a_class_path(refused):
     assert "Did you mean width?" in err
 
 
+def test_wrong_value_is_told_in_few_lines(train, capsys):
+    with pytest.raises(SystemExit):
+        train("fit", "--model=tests_models.TinyModel", "--model.width=wide", model_class=None)
+    err = capsys.readouterr().err
+    assert "Expected a <class 'int'>. Got value: wide" in err
+    assert "Union" not in err
+    assert len(err.splitlines()) == 5
+    with pytest.raises(SystemExit):
+        train("fit", "--lamin.then=tets")
+    err = capsys.readouterr().err
+    assert "Expected a typing.Literal['validate', 'test', 'predict']" in err
+    assert "Given value: tets" in err
+
+
 def test_config_that_is_no_yaml_is_not_printed_whole(shell, project):
     (project / "cells.csv").write_text("a,b\n" * 1000)
     done = shell("fit", "--config=cells.csv")
