@@ -36,7 +36,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from lamincli import checkpoint_file, console
 from lamincli.callbacks.stop import StopOnSignal
 from lamincli.errors import InstanceError, LaminTrainError, UsageError
-from lamincli.features import metric_values
+from lamincli.features import DESCRIPTIONS, metric_values
 from lamincli.instance import ENVIRONMENT_VARIABLE, connected
 from lamincli.options import CheckpointOptions, FeatureOptions, LaminOptions, option_in
 from lamincli.parser import (
@@ -191,8 +191,8 @@ class LaminLightningCLI(LightningCLI):
             error: What ended the job.
         """
         if self._tracked is not None:
-            if self._resumption is not None and self._made_trainer is None:
-                self._tracked.take_back()  # nothing was trained
+            if self._made_trainer is None:
+                self._tracked.take_back()  # a run that was to go on, and did not
             elif status == "completed" and self._is_at_its_end():
                 self._tell_that_it_is()
             self._stop.closing_since_s = time.monotonic()
@@ -304,15 +304,14 @@ class LaminLightningCLI(LightningCLI):
             wanted = error.code in (None, 0)
             self.finish("completed" if wanted else "errored", None if wanted else error)
             raise error
-        if why := checkpoint_file.why_misfit(error):
-            if self._resumption is not None and self._tracked is not None:
-                self._tracked.take_back()
-            self.finish("errored", error)
+        if (why := checkpoint_file.why_misfit(error)) and self._tracked is not None:
+            self._tracked.take_back()
+        self.finish("errored", error)
+        if why:
             error = UsageError(
                 f"The checkpoint does not fit {type(self.model).__name__}: {why}. Make the model "
                 "as it was when the checkpoint was saved, or name another checkpoint."
             )
-        self.finish("errored", error)
         if isinstance(error, MisconfigurationException) and self._made_trainer is None:
             error = UsageError(str(error))  # the trainer refused its arguments
         exits = getattr(getattr(self, "parser", None), "exit_on_error", True)
@@ -579,18 +578,23 @@ class LaminLightningCLI(LightningCLI):
 
     def _with_config_of_run(self, words: list[str], resumed: str) -> list[str]:
         """Give a run that goes on its config back, unless another one is given."""
-        instance = option_in(words, "--lamin.instance")
         if words[:1] != ["fit"] or option_in(words, "--config", "-c") is not None:
             return words
-        try:
-            self._connect(instance, create=False)
-        except InstanceError:
-            if resumed == AUTO:
-                return words
-            raise
-        self._resumption = find(resumed, str(self._slug), self._references.started_before)
-        config = self._resumption and self._resumption.config()
+        found = self._look_for_run(resumed, option_in(words, "--lamin.instance"))
+        config = found and found.config()
         return [words[0], "--config", config, *words[1:]] if config else words
+
+    def _look_for_run(self, word: str, instance: str | None) -> Resumption | None:
+        """Find the run to go on with, once."""
+        try:
+            slug = self._connect(instance, create=False)
+        except InstanceError:
+            if word == AUTO:
+                return None  # there is no instance yet, and so no run
+            raise
+        if self._resumption is None:
+            self._resumption = find(word, slug, self._references.started_before)
+        return self._resumption
 
     def _find_resumption(self) -> None:
         """Find the run to go on with, if that is asked, and keep that out of the config."""
@@ -600,22 +604,16 @@ class LaminLightningCLI(LightningCLI):
         self._get_config()["lamin"]["resume"] = None
         if self.subcommand != "fit":
             raise UsageError(f"--lamin.resume {word}: only fit can go on with a run.")
-        try:
-            slug = self._connect(self._lamin_options().instance, create=False)
-        except InstanceError:
-            if word == AUTO:
-                return  # there is no instance yet, and so no run
-            raise
-        if self._resumption is None:
-            self._resumption = find(word, slug, self._references.started_before)
-        if self._resumption is not None:
-            if word == AUTO:
-                self._resumption.check_model(class_path_of(self._chosen_model()))
-            words = self._args if isinstance(self._args, list) else sys.argv[1:]
-            if option_in(words, "--ckpt_path") is not None:
-                self._resumption.checkpoint = None
-            elif self._resumption.checkpoint is not None:
-                self._get_config()["ckpt_path"] = None  # from which the run began, once
+        found = self._look_for_run(word, self._lamin_options().instance)
+        if found is None:
+            return
+        if word == AUTO:
+            found.check_model(class_path_of(self._chosen_model()))
+        words = self._args if isinstance(self._args, list) else sys.argv[1:]
+        if option_in(words, "--ckpt_path") is not None:
+            found.checkpoint = None
+        elif found.checkpoint is not None:
+            self._get_config()["ckpt_path"] = None  # from which the run began, once
 
     def _parse_ckpt_path(self) -> None:
         """Look up references, and take the hyper-parameters of the checkpoint, before the run.
@@ -1022,7 +1020,7 @@ class LaminLightningCLI(LightningCLI):
             ending.rows["config key"] = config_key
         if self._predictions is not None:
             # A rank zero that a strategy spawned had a callback of its own.
-            key = self._predictions.key or self._tracked.key_of("Lightning predictions")
+            key = self._predictions.key or self._tracked.key_of(DESCRIPTIONS["predictions"])
             ending.rows |= {"predictions key": key} if key else {}
             if self._predictions.local_path is not None:
                 ending.rows["predictions"] = _short(self._predictions.local_path)

@@ -13,6 +13,8 @@ from difflib import unified_diff
 from pathlib import Path
 from typing import Any, Literal
 
+from lamincli.errors import first_line
+
 State = Literal["identical", "differs", "unknown"]
 
 _DIFF_LINES = 40
@@ -85,7 +87,7 @@ def values(subject: str, original: Any, here: Any, same: str = "") -> Finding:
         whose = "run" if original is None else "reproduction"
         return Finding(subject, "unknown", [f"the {subject} of the {whose} is not recorded"])
     facts = []
-    before, after = dict(_flat(original)), dict(_flat(here))
+    before, after = dict(leaves(original)), dict(leaves(here))
     for key in [*before, *(key for key in after if key not in before)]:
         if key not in before:
             facts.append(f"{key}: not there, here {after[key]!r}")
@@ -196,15 +198,14 @@ def checkpoints(original: Path, here: Path) -> tuple[State, list[str]]:
             for path in (original, here)
         )
     except Exception as error:  # an old format, a folder, or more than weights in it
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        return "unknown", [f"the checkpoints cannot be compared: {reason}"]
+        return "unknown", [f"the checkpoints cannot be compared: {first_line(error)}"]
     steps = [content.get("global_step") for content in (before, after)]
     if steps[0] != steps[1]:
         facts = [f"the last checkpoints are of different steps: was {steps[0]}, here {steps[1]}"]
         return "differs", facts
     facts = []
     for section in sections:
-        a, b = dict(_flat(before.get(section))), dict(_flat(after.get(section)))
+        a, b = dict(leaves(before.get(section))), dict(leaves(after.get(section)))
         differing = [key for key in {**a, **b} if not is_same(a.get(key), b.get(key))]
         if differing:
             label = section.replace("_", " ")
@@ -213,7 +214,7 @@ def checkpoints(original: Path, here: Path) -> tuple[State, list[str]]:
     if facts:
         return "differs", facts
     compared = {section: before.get(section) for section in sections}
-    tensors = sum(1 for _, value in _flat(compared) if isinstance(value, torch.Tensor))
+    tensors = sum(1 for _, value in leaves(compared) if isinstance(value, torch.Tensor))
     return "identical", [f"the last checkpoint is the same bit for bit ({tensors} tensors)"]
 
 
@@ -254,14 +255,14 @@ def _is_same_tensor(a: Any, b: Any) -> bool:
     return _is_same_tensor(a[~a.isnan()], b[~b.isnan()]) if bool(a.isnan().any()) else False
 
 
-def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the leaves of a nested value with their dotted keys."""
+def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the leaves of a nested value, with their dotted keys."""
     if isinstance(value, Mapping) and value:
         for name, item in value.items():
-            yield from _flat(item, f"{key}.{name}" if key else str(name))
+            yield from leaves(item, f"{key}.{name}" if key else str(name))
     elif isinstance(value, (list, tuple)) and value:
         for index, item in enumerate(value):
-            yield from _flat(item, f"{key}[{index}]")
+            yield from leaves(item, f"{key}[{index}]")
     elif key or not isinstance(value, (Mapping, list, tuple)):
         yield key, value
 

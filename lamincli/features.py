@@ -4,7 +4,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-DESCRIPTION_OF_HISTORY = "Lightning metrics history"
+DESCRIPTIONS = {
+    "config": "Lightning CLI config",
+    "hparams": "Lightning run hyperparameters",
+    "predictions": "Lightning predictions",
+    "history": "Lightning metrics history",
+}
+"""Descriptions of the artifacts of a run that are no checkpoints, by what they are."""
 FILE_NAME_OF_HISTORY = "history.csv"
 HISTORY_COLUMNS = ("step", "name", "value")
 

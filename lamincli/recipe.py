@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -18,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from lamincli.differences import leaves
 from lamincli.errors import UsageError
 from lamincli.options import LaminOptions
 from lamincli.redaction import REDACTED
@@ -90,8 +90,7 @@ def plan(
                 raise UsageError("--code recorded needs Python 3.11. Leave it out, or upgrade.")
     else:
         program = _installed(uid, transform_key, script, record.get("program") or {})
-    if any(REDACTED in text for _, text in _strings(config)):
-        names = [key for key, text in _strings(config) if REDACTED in text]
+    if names := [key for key, value in leaves(config) if REDACTED in str(value)]:
         notes.append(f"{', '.join(names)}: a secret was taken out of the record; trained without")
     if config.get("seed_everything") in (None, False):
         notes.append("the run has no seed (seed_everything), so its results come from chance")
@@ -305,14 +304,3 @@ def write_config(config: dict[str, Any], path: Path) -> None:
     """Write the config of the child."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-
-
-def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict):
-        for name, item in value.items():
-            yield from _strings(item, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from _strings(item, f"{key}[{index}]")
-    elif isinstance(value, str):
-        yield key, value

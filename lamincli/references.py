@@ -27,7 +27,7 @@ from jsonargparse import Namespace
 from jsonargparse.typing import register_type
 
 from lamincli.errors import LaminReferenceError, did_you_mean, first_line
-from lamincli.features import DESCRIPTION_OF_HISTORY
+from lamincli.features import DESCRIPTIONS
 from lamincli.process import is_global_zero
 
 SCHEME = "lamin:"
@@ -35,11 +35,6 @@ LATEST = "latest"
 _PINS_VARIABLE = "LAMIN_TRAIN_REFERENCES"
 _started_in: ContextVar[str] = ContextVar("_started_in", default="")
 _RECORDS = ("config", "hparams", "history", "metrics", "report")
-_DESCRIPTIONS = {
-    "config": "Lightning CLI config",
-    "hparams": "Lightning run hyperparameters",
-    "history": DESCRIPTION_OF_HISTORY,
-}
 _FORMS = (
     "lamin:artifact/<uid>, lamin:artifact/key/<key>, or lamin:run/<run>/ followed by "
     "best, last, rank/<k>, config, hparams, history, metrics, report or a file name"
@@ -335,10 +330,10 @@ def _of_run(text: str, run: Any, what: str, artifacts: Any) -> Any:
         if found := report.using(run._state.db).filter(id=run.report_id).first():
             return found
         raise LaminReferenceError(f"{text}: run {run.uid} has no report; it is written at its end.")
-    if what in _DESCRIPTIONS:
+    if what in _RECORDS:
         used = set(_recorded_references(run).values())
         mine = artifacts.filter(Q(input_of_runs=run) | Q(run=run) | Q(recreating_runs=run))
-        found = list(mine.filter(description=_DESCRIPTIONS[what]).distinct().order_by("-id"))
+        found = list(mine.filter(description=DESCRIPTIONS[what]).distinct().order_by("-id"))
         own = [artifact for artifact in found if artifact.uid not in used]
         if found:
             return (own or found)[0]

@@ -57,12 +57,13 @@ def hashes_of_modules() -> dict[str, str]:
     for name, module in list(sys.modules.items()):
         # Modules are of any kind: some have no file, some are imported by being asked for it.
         with contextlib.suppress(Exception):
-            path = Path(module.__file__ or "")
-            if name.partition(".")[0] in _NOT_THE_USER or path.suffix != ".py":
+            file = module.__file__ or ""
+            if name.partition(".")[0] in _NOT_THE_USER or not file.endswith(".py"):
                 continue
-            if {"site-packages", "dist-packages"} & {*path.parts}:
+            # Before a path is made of it: there are thousands.
+            if "site-packages" in file or "dist-packages" in file:
                 continue
-            path = path.resolve()
+            path = Path(file).resolve()
             if path.is_relative_to(here) and not any(map(path.is_relative_to, installed)):
                 digest = hashlib.sha256(path.read_bytes()).hexdigest()
                 hashes[path.relative_to(here).as_posix()] = digest[:16]

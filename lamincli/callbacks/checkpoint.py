@@ -32,7 +32,7 @@ from lamincli.callbacks import rng
 from lamincli.callbacks.completion import Completion
 from lamincli.errors import MonitorNotLoggedError, did_you_mean
 from lamincli.events import ArtifactRemovedEvent, ArtifactSavedEvent
-from lamincli.features import DESCRIPTION_OF_HISTORY, as_json
+from lamincli.features import DESCRIPTIONS, as_json
 from lamincli.options import LaminOptions
 from lamincli.publisher import Published, Publisher
 from lamincli.redaction import redact_config
@@ -43,10 +43,10 @@ from lamincli.tracking import adopt_from_parent
 
 _KINDS = {
     "checkpoint": ("model checkpoint", "model"),
-    "config": ("Lightning CLI config", "config"),
-    "hparams": ("Lightning run hyperparameters", "config"),
-    "predictions": ("Lightning predictions", "dataset"),
-    "history": (DESCRIPTION_OF_HISTORY, ""),
+    "config": (DESCRIPTIONS["config"], "config"),
+    "hparams": (DESCRIPTIONS["hparams"], "config"),
+    "predictions": (DESCRIPTIONS["predictions"], "dataset"),
+    "history": (DESCRIPTIONS["history"], ""),
 }
 _SLOW_OBSERVER_S = 5.0
 _UNTRACKED = f"untracked-{uuid4().hex[:8]}"

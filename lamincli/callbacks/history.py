@@ -14,11 +14,10 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from lamincli import console
-from lamincli.callbacks.checkpoint import Checkpoint
-from lamincli.callbacks.save_config import SaveConfigCallback
+from lamincli.callbacks.save_config import config_saver, publisher_of
 from lamincli.differences import read_rows
 from lamincli.errors import first_line
-from lamincli.features import DESCRIPTION_OF_HISTORY, FILE_NAME_OF_HISTORY, HISTORY_COLUMNS
+from lamincli.features import DESCRIPTIONS, FILE_NAME_OF_HISTORY, HISTORY_COLUMNS
 from lamincli.registry.download import fetch
 from lamincli.spool import Spool
 
@@ -109,7 +108,7 @@ class MetricsHistory(Callback):
         self._hand_over(trainer, is_complete=True)
 
     def _hand_over(self, trainer: pl.Trainer, is_complete: bool) -> None:
-        publisher = _publisher(trainer)
+        publisher = publisher_of(trainer)
         if publisher is not None and self._file is not None and self._is_begun:
             publisher.publish_history(trainer, self._file, is_complete)
 
@@ -137,7 +136,7 @@ class MetricsHistory(Callback):
 
 def _left(trainer: pl.Trainer) -> str | None:
     """Return what an earlier attempt of this run has written, if it was killed."""
-    publisher = _publisher(trainer)
+    publisher = publisher_of(trainer)
     if publisher is None:
         return None
     spool = Spool(publisher.spool_folder(trainer))
@@ -149,21 +148,12 @@ def _left(trainer: pl.Trainer) -> str | None:
 def _published() -> str | None:
     """Return what an earlier attempt of this run has published."""
     run = ln.context.run
-    found = run and ln.Artifact.filter(run=run, description=DESCRIPTION_OF_HISTORY).first()
+    found = run and ln.Artifact.filter(run=run, description=DESCRIPTIONS["history"]).first()
     return fetch(found).read_text(encoding="utf-8") if found else None
 
 
 def _place(trainer: Any) -> Path:
-    savers = (cb for cb in trainer.callbacks if isinstance(cb, SaveConfigCallback))
-    config = next((saver.local_path for saver in savers if saver.local_path is not None), None)
+    saver = config_saver(trainer)
+    config = saver and saver.local_path
     folder = config.parent if config is not None else Path(trainer.default_root_dir)
     return folder / FILE_NAME_OF_HISTORY
-
-
-def _publisher(trainer: Any) -> Checkpoint | None:
-    """Return the callback that publishes: a checkpoint callback, or that of the config."""
-    for callback in trainer.callbacks:
-        if isinstance(callback, Checkpoint):
-            return callback
-    savers = (cb for cb in trainer.callbacks if isinstance(cb, SaveConfigCallback))
-    return next((saver.publisher for saver in savers if saver.publisher is not None), None)

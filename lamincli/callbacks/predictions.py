@@ -31,7 +31,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 
 from lamincli import console
 from lamincli.callbacks.checkpoint import Checkpoint
-from lamincli.callbacks.save_config import SaveConfigCallback
+from lamincli.callbacks.save_config import config_saver, publisher_of
 from lamincli.errors import LaminTrainError, UsageError, first_line
 
 FILE_NAME = "predictions.parquet"
@@ -194,25 +194,13 @@ def why_no_key(key: str) -> str | None:
 
 
 def _publisher(trainer: pl.Trainer) -> Checkpoint:
-    """Return the callback that publishes; that of the config where there are no checkpoints."""
-    found = (one for one in _callbacks(trainer) if isinstance(one, Checkpoint))
-    saver = _config_saver(trainer)
-    publisher = next(found, None) or (saver and saver.publisher)
-    return publisher or Checkpoint(**(saver.key_defaults if saver else {}))
-
-
-def _config_saver(trainer: pl.Trainer) -> SaveConfigCallback | None:
-    found = (one for one in _callbacks(trainer) if isinstance(one, SaveConfigCallback))
-    return next(found, None)
-
-
-def _callbacks(trainer: Any) -> list[pl.Callback]:
-    return list(trainer.callbacks)
+    saver = config_saver(trainer)
+    return publisher_of(trainer) or Checkpoint(**(saver.key_defaults if saver else {}))
 
 
 def _place(trainer: pl.Trainer) -> Path:
     """Return the folder for the result: that of the config, else that of the logger."""
-    saver = _config_saver(trainer)
+    saver = config_saver(trainer)
     if saver is not None and saver.local_path is not None:
         return Path(os.path.abspath(saver.local_path.parent))
     return Path(os.path.abspath(LoggerInfo(trainer).trainer_log_dir_without_broadcast))

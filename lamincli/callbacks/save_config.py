@@ -121,11 +121,22 @@ class Beginning(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Publish the config, now that the checkpoint is loaded."""
         self.has_begun = True
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        for saver in callbacks:
-            is_ours = isinstance(saver, SaveConfigCallback) and saver.is_of_resumption
-            if is_ours and saver.local_path is not None:
-                saver._save_config(trainer, saver.local_path)
+        saver = config_saver(trainer)
+        if saver is not None and saver.is_of_resumption and saver.local_path is not None:
+            saver._save_config(trainer, saver.local_path)
+
+
+def config_saver(trainer: Any) -> SaveConfigCallback | None:
+    """Return the callback of a trainer that saves the config."""
+    found = (one for one in trainer.callbacks if isinstance(one, SaveConfigCallback))
+    return next(found, None)
+
+
+def publisher_of(trainer: Any) -> Checkpoint | None:
+    """Return the callback that publishes; that of the config where there are no checkpoints."""
+    found = (one for one in trainer.callbacks if isinstance(one, Checkpoint))
+    saver = config_saver(trainer)
+    return next(found, None) or (saver and saver.publisher)
 
 
 def combined_with_ours(kind: type[Any] | None) -> type[Any]:

@@ -17,12 +17,12 @@ import yaml
 from lamincli import console, differences, recipe
 from lamincli.differences import Finding, State
 from lamincli.errors import LaminReferenceError, LaminTrainError, UsageError, first_line
+from lamincli.features import DESCRIPTIONS
 from lamincli.instance import connected
 
 DIFFERENT = 4
 """Exit code where the results differ."""
 
-_CONFIG = "Lightning CLI config"
 _NOT_INHERITED = ("LAMIN_TRAIN_RUN_UID", "LAMIN_TRAIN_REFERENCES", "PL_GLOBAL_SEED")
 
 
@@ -135,13 +135,9 @@ def _find(word: str, slug: str) -> Any:
     """
     import lamindb as ln
 
-    from lamincli.references import LATEST, find_run
-    from lamincli.registry.lamin import EXTRA_DATA_KEY
+    from lamincli.references import find_run
 
-    runs = ln.Run.filter()
-    if word == LATEST:  # of the trainings, not of what reproduced them
-        runs = runs.exclude(**{f"extra_data__{EXTRA_DATA_KEY}__has_key": "reproduces"})
-    run = find_run(word, runs, slug)
+    run = find_run(word, ln.Run.filter(), slug)
     record = _record(run)
     if not record:
         raise UsageError(
@@ -362,7 +358,7 @@ def _data(original: Any, child: Any) -> Finding:
     for run in (original, child):
         inputs = {
             f"artifact {artifact.key or artifact.uid}": artifact.hash
-            for artifact in run.input_artifacts.exclude(description=_CONFIG)
+            for artifact in run.input_artifacts.exclude(description=DESCRIPTIONS["config"])
         }
         files = _record(run).get("files")
         data.append((inputs, files))
