@@ -10,9 +10,12 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from inspect import Parameter, signature
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
 from jsonargparse import ArgumentError, Namespace
+from lightning.fabric.strategies.launchers import subprocess_script
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
@@ -31,6 +35,7 @@ from lightning.pytorch.cli import (
     SaveConfigCallback,
 )
 from lightning.pytorch.trainer.states import TrainerStatus
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lamincli import checkpoint_file, console
@@ -38,15 +43,23 @@ from lamincli.callbacks.stop import StopOnSignal
 from lamincli.errors import InstanceError, LaminTrainError, UsageError
 from lamincli.features import DESCRIPTIONS, metric_values
 from lamincli.instance import ENVIRONMENT_VARIABLE, connected
-from lamincli.options import CheckpointOptions, FeatureOptions, LaminOptions, option_in
+from lamincli.options import (
+    CheckpointOptions,
+    FeatureOptions,
+    LaminOptions,
+    option_in,
+    options_in,
+)
 from lamincli.parser import (
     HELP_OF_REFERENCES,
     LaminArgumentParser,
     class_path_of,
     import_class,
 )
-from lamincli.process import is_global_zero, ranks_began
-from lamincli.references import References, is_reference, started_here, walk
+from lamincli.process import DECIDED_VARIABLE, RUN_UID_VARIABLE, gives_back
+from lamincli.publisher import is_draining
+from lamincli.ranks import Failure, Ranks
+from lamincli.references import References, is_reference, references_in, started_here, walk
 from lamincli.resume import AUTO, Resumption, find, forget, remember
 from lamincli.spool import left_behind
 
@@ -58,6 +71,11 @@ _OF_PLAIN_FILES = ("auto", "ddp", "single_device")
 
 _GRACE_S = 5.0
 """What publishing may take after SIGTERM; schedulers kill half a minute later, some sooner."""
+
+_HANGS_AFTER_S = 20.0
+"""How long a rank may take to notice that another one is gone; torchrun kills after 30."""
+
+_EXITS_WITHIN_S = 10.0
 
 
 class LaminLightningCLI(LightningCLI):
@@ -130,14 +148,17 @@ class LaminLightningCLI(LightningCLI):
         self._beginning: Any = None
         self._predictions: Any = None
         self._evaluated: Any = None
-        self._references = References(ranks_began())
+        self._ranks = Ranks()
+        self._references = References()
         self._slug: str | None = None
         self._resume: str | None = None
         self._resumption: Resumption | None = None
         self.unpublished: list[str] = []
         self._stop = StopOnSignal()
+        self._closed = threading.Event()
         self._resources = ExitStack()
         self._resources.enter_context(self._stop.installed())
+        self._resources.enter_context(gives_back(DECIDED_VARIABLE))
         try:
             super().__init__(
                 model_class=model_class,
@@ -157,7 +178,10 @@ class LaminLightningCLI(LightningCLI):
                 load_from_checkpoint_support=load_from_checkpoint_support,
             )
         except BaseException as error:
-            self._end_by(error)
+            try:
+                self._end_by(error)
+            finally:
+                self._ranks.linger()
         if run:
             self.finish()
             self._run_next(attributes, arguments)
@@ -170,6 +194,7 @@ class LaminLightningCLI(LightningCLI):
             "_tracked": None,
             "_config_saver": None,
             "_beginning": None,
+            "_closed": None,
             "_resources": None,
             "_stop": None,
             "_predictions": None,
@@ -207,10 +232,11 @@ class LaminLightningCLI(LightningCLI):
             if status == "completed":
                 forget(self._tracked.uid)
             self._publish_no_more()
+        self._closed.set()
         self._resources.close()
 
     def _begin(self) -> None:
-        """Begin the run, unless nothing is to be recorded or another rank does it."""
+        """Begin the run on rank zero, unless nothing is to be recorded."""
         options = self._lamin_options()
         self._check_next(options.then)
         self._publishes = options.track and not self._trainer_option("fast_dev_run")
@@ -218,8 +244,19 @@ class LaminLightningCLI(LightningCLI):
             return
         options = self._merge_options(options)
         self._check_values()
-        if not is_global_zero():
-            return
+        begun = self._ranks.agree(lambda: self._begin_run(options))
+        if not self._ranks.is_zero:
+            self._follow(begun["instance"])
+            self._resources.enter_context(gives_back(RUN_UID_VARIABLE))
+            os.environ[RUN_UID_VARIABLE] = begun["run"]
+
+    def _follow(self, instance: str) -> None:
+        """Let this rank, and what its data opens, use the instance of rank zero."""
+        self._resources.enter_context(gives_back(ENVIRONMENT_VARIABLE))
+        os.environ[ENVIRONMENT_VARIABLE] = instance
+
+    def _begin_run(self, options: LaminOptions) -> dict[str, str]:
+        """Begin the run; returns what the other ranks need to know of it."""
         from lamincli.source import find_source
 
         left = left_behind()
@@ -254,6 +291,7 @@ class LaminLightningCLI(LightningCLI):
             self._evaluated = self._used_checkpoint(ckpt_path)
         elif self.subcommand in {"validate", "test", "predict"}:
             console.warn(f"{self.subcommand} without --ckpt_path: the model has its first weights")
+        return {"run": self._tracked.uid, "instance": slug}
 
     def _resumed(self) -> dict[str, Any]:
         """Return what goes on, for the record."""
@@ -290,9 +328,15 @@ class LaminLightningCLI(LightningCLI):
 
     def _end_by(self, error: BaseException) -> NoReturn:
         """Close the run by what ended the job, and end the program as its user expects."""
+        self._ranks.end(_exit_code(error))
+        if not self._ranks.is_zero and self._ranks.leave(self._failure(error)):
+            self._resources.close()
+            raise SystemExit(_exit_code(error)) from None  # rank zero says why
+        lost = self._ranks.failures() if self._tracked is not None else []
         # An error of the user's code in the batch after the signal is an error all the same.
         if self._stop.signum is not None and isinstance(error, (SystemExit, KeyboardInterrupt)):
-            self.finish("aborted")
+            self._note_of_ranks(lost)
+            self.finish("errored" if lost else "aborted")
             raise SystemExit(self._stop.exit_code) from None
         if isinstance(error, KeyboardInterrupt):
             self.finish("aborted", error)
@@ -306,6 +350,7 @@ class LaminLightningCLI(LightningCLI):
             raise error
         if (why := checkpoint_file.why_misfit(error)) and self._tracked is not None:
             self._tracked.take_back()
+        self._note_of_ranks(lost)
         self.finish("errored", error)
         if why:
             error = UsageError(
@@ -319,6 +364,60 @@ class LaminLightningCLI(LightningCLI):
             console.fail(str(error))
             raise SystemExit(error.exit_code) from None
         raise error
+
+    def _failure(self, error: BaseException) -> Failure | None:
+        """Describe what has ended this rank, unless it was asked to end."""
+        code = _exit_code(error)
+        if isinstance(error, SystemExit):
+            is_asked = isinstance(error, SIGTERMException) or self._stop.signum is not None
+            return None if is_asked or code == 0 else Failure.here(code, f"exit code {code}")
+        if isinstance(error, LaminTrainError):
+            return Failure.here(code, str(error))
+        return Failure.here(code, "".join(traceback.format_exception(error)))
+
+    def _note_of_ranks(self, lost: list[Failure]) -> None:
+        """Write into the log of the run what has ended other ranks."""
+        for failure in lost:
+            if self._tracked is not None:
+                self._tracked.note(str(failure))
+
+    def _outlive_ranks(self) -> None:
+        """See to it that the run is closed although another rank is gone for good.
+
+        Rank zero may hang in a collective then, where no exception and no signal handler of Python
+        reaches its main thread. Lightning's own launcher kills it within five seconds.
+        """
+        if self._tracked is None:
+            return
+        self._ranks.watch(self._end_for_main_thread)
+        observer = subprocess_script._ChildProcessObserver
+        kill_all = observer._terminate_all
+
+        def terminate_all(this: Any) -> None:
+            if not self._close_for_main_thread():
+                time.sleep(_EXITS_WITHIN_S)
+            kill_all(this)
+
+        observer._terminate_all = terminate_all  # type: ignore[assignment,method-assign]
+        self._resources.callback(setattr, observer, "_terminate_all", kill_all)
+
+    def _end_for_main_thread(self) -> None:
+        if self._close_for_main_thread():
+            os._exit(1)
+
+    def _close_for_main_thread(self) -> bool:
+        """Close the run if the main thread does not; returns whether it was necessary."""
+        until_s = time.monotonic() + _HANGS_AFTER_S
+        while time.monotonic() < until_s or is_draining():
+            if self._stop.closing_since_s is not None:
+                self._closed.wait()
+                return False
+            time.sleep(0.1)
+        if self._tracked is not None:
+            self._note_of_ranks(self._ranks.failures())
+            self._tracked.note("another rank has ended, and this one hangs in a collective")
+            self._tracked.finish("errored" if self._stop.signum is None else "aborted")
+        return True
 
     def _finish_at_exit(self) -> None:
         """Close the run when the program ends, by the error that ended it if there was one."""
@@ -545,11 +644,40 @@ class LaminLightningCLI(LightningCLI):
             return
         words = sys.argv[1:] if args is None else args
         with started_here():
-            if isinstance(words, list) and (local := self._with_local_configs(words)) != words:
+            if isinstance(words, list) and (local := self._with_configs(words)) != words:
                 self._args = local
                 self.config = parser.parse_args(local)
             else:
                 super().parse_arguments(parser, args)
+
+    def _with_configs(self, words: list[str]) -> list[str]:
+        """Return the words with files for configs that this rank cannot read from the words."""
+        values = [value for option in ("-c", "--config") for value in options_in(words, option)]
+        is_resumed = option_in(words, "--lamin.resume") is not None
+        if not is_resumed and not any(is_reference(v) or _is_pipe(v) for v in values):
+            return words
+        told = self._ranks.agree(lambda: self._told_of_configs(words))
+        if self._ranks.is_zero:
+            return list(told["words"])
+        copies = {path: self._copy(text.encode()) for path, text in told["texts"].items()}
+        parts = [word.partition("=") for word in told["words"]]
+        return [
+            copies.get(option + equals + value, option + equals + copies.get(value, value))
+            for option, equals, value in parts
+        ]
+
+    def _told_of_configs(self, words: list[str]) -> dict[str, Any]:
+        """Return the words with local files, and the texts of those that the words did not name."""
+        local = self._with_local_configs(words)
+        new = set(options_in(local, "--config", "-c")) - set(options_in(words, "--config", "-c"))
+        return {"words": local, "texts": {path: Path(path).read_text() for path in new}}
+
+    def _copy(self, content: bytes) -> str:
+        """Write a config into a folder that goes with this object."""
+        folder = self._resources.enter_context(TemporaryDirectory(prefix="lamin-train-"))
+        copy = Path(folder, "config.yaml")
+        copy.write_bytes(content)
+        return str(copy)
 
     def _with_local_configs(self, words: list[str]) -> list[str]:
         if (resumed := option_in(words, "--lamin.resume")) is not None:
@@ -570,10 +698,7 @@ class LaminLightningCLI(LightningCLI):
             self._connect(option_in(words, "--lamin.instance"), create=False)
             return self._references.local_path(value)
         if _is_pipe(value):  # as in --config <(command)
-            folder = self._resources.enter_context(TemporaryDirectory(prefix="lamin-train-"))
-            copy = Path(folder, "config.yaml")
-            copy.write_bytes(Path(value).read_bytes())
-            return str(copy)
+            return self._copy(Path(value).read_bytes())
         return value
 
     def _with_config_of_run(self, words: list[str], resumed: str) -> list[str]:
@@ -593,7 +718,7 @@ class LaminLightningCLI(LightningCLI):
                 return None  # there is no instance yet, and so no run
             raise
         if self._resumption is None:
-            self._resumption = find(word, slug, self._references.started_before)
+            self._resumption = find(word, slug)
         return self._resumption
 
     def _find_resumption(self) -> None:
@@ -604,16 +729,33 @@ class LaminLightningCLI(LightningCLI):
         self._get_config()["lamin"]["resume"] = None
         if self.subcommand != "fit":
             raise UsageError(f"--lamin.resume {word}: only fit can go on with a run.")
-        found = self._look_for_run(word, self._lamin_options().instance)
-        if found is None:
+        told = self._ranks.agree(lambda: self._told_of_run(word))
+        if told is None:
             return
-        if word == AUTO:
-            found.check_model(class_path_of(self._chosen_model()))
+        if not self._ranks.is_zero:
+            self._resumption = Resumption.heard(told, partial(self._fetch, told["instance"]))
+        found = self._resumption
+        assert found is not None
         words = self._args if isinstance(self._args, list) else sys.argv[1:]
         if option_in(words, "--ckpt_path") is not None:
             found.checkpoint = None
         elif found.checkpoint is not None:
             self._get_config()["ckpt_path"] = None  # from which the run began, once
+
+    def _told_of_run(self, word: str) -> dict[str, Any] | None:
+        """Find the run to go on with; returns what the other ranks need to know of it."""
+        found = self._look_for_run(word, self._lamin_options().instance)
+        if found is None:
+            return None
+        if word == AUTO:
+            found.check_model(class_path_of(self._chosen_model()))
+        return {"instance": self._slug, **found.told()}
+
+    def _fetch(self, instance: str, reference: str) -> str:
+        """Return the local path for a reference, which this rank asks for itself."""
+        self._follow(instance)
+        self._connect(instance, create=False)
+        return self._references.local_path(reference)
 
     def _parse_ckpt_path(self) -> None:
         """Look up references, and take the hyper-parameters of the checkpoint, before the run.
@@ -622,39 +764,45 @@ class LaminLightningCLI(LightningCLI):
         """
         self.subcommand = self.config.get("subcommand")
         self._find_resumption()
-        mistakes: list[str] = []
         if self.subcommand:
-            self._look_up("ckpt_path", mistakes)
+            self._look_up("ckpt_path")
             path = self._get(self.config, "ckpt_path")
-            if not mistakes and is_reference(path):
+            if is_reference(path):
                 path = self._references.local_path(path)
             if self._resumption is not None:
                 path = self._resumption.checkpoint or path
             # After a fit, the config is that of the checkpoint.
             if path and Path(path).is_file() and self._follows is None:
                 self._take_hparams(str(path))
-        for section in ("model", "data"):
-            self._look_up(section, mistakes)
-        if mistakes:
-            raise UsageError.of(mistakes)
-        if self._references.used and is_global_zero():
-            self._resources.enter_context(self._references.shared())
+        self._look_up("model", "data")
 
-    def _look_up(self, section: str, mistakes: list[str]) -> None:
-        """Pin the references in a part of the config, and see to it that their files are here."""
+    def _look_up(self, *sections: str) -> None:
+        """Pin the references in parts of the config, and see to it that their files are here."""
+        config = self._get_config()
+        sections = tuple(section for section in sections if section in config)
+        found = {text: section for section in sections for text in references_in(config[section])}
+        if not found:
+            return
+        told = self._ranks.agree(lambda: self._told_of_references(found))
+        if not self._ranks.is_zero:
+            for text, one in told["references"].items():
+                if not self._references.take(text, one):
+                    self._fetch(told["instance"], text)
+        for section in sections:
+            config[section] = walk(config[section], self._references.pinned)
 
-        def look_up(value: Any) -> Any:
+    def _told_of_references(self, found: dict[str, str]) -> dict[str, Any]:
+        """Look up all references; returns what the other ranks need to know of them."""
+        told, mistakes = {}, []
+        for text, section in found.items():
             try:
                 self._connect(self._lamin_options().instance, create=False)
-                self._references.local_path(value)
-                return self._references.pinned(value)
+                told[text] = self._references.told(text)
             except UsageError as error:
                 mistakes.append(f"{section}: {error}")
-                return value
-
-        config = self._get_config()
-        if section in config:
-            config[section] = walk(config[section], look_up)
+        if mistakes:
+            raise UsageError.of(mistakes)
+        return {"instance": self._slug, "references": told}
 
     def _take_hparams(self, path: str) -> None:
         weights_only = self._get(self.config, "weights_only") is not False
@@ -673,7 +821,7 @@ class LaminLightningCLI(LightningCLI):
         given = given.as_dict() if isinstance(given, Namespace) else {"class_path": given}
         self.config = self.parser.parse_object({self.subcommand: {"model": given}}, self.config)
         for name, value in (given.get("init_args", given) or {}).items():
-            if name in hparams and hparams[name] != value:
+            if name in hparams and hparams[name] != value and self._ranks.is_zero:
                 console.say(f"{name} is {value!r}, as given; the checkpoint has {hparams[name]!r}")
 
     def _model_with(self, hparams: dict[str, Any]) -> dict[str, Any]:
@@ -888,7 +1036,13 @@ class LaminLightningCLI(LightningCLI):
         """
         with isolate_rng(include_cuda=False):
             self._begin()
-        if not self._references.used:
+        self._ranks.close()
+        self._instantiate()
+        self._ranks.wait_for_all(getattr(self._made_trainer, "world_size", 1))
+        self._outlive_ranks()
+
+    def _instantiate(self) -> None:
+        if not self._references.are_any:
             super().instantiate_classes()
             return
         parser, instantiate = self.parser, self.parser.instantiate_classes
@@ -919,7 +1073,12 @@ class LaminLightningCLI(LightningCLI):
                 callbacks.append(ModelCheckpoint(**self._checkpoint_arguments(plain=True)))
             return super()._instantiate_trainer(config, callbacks)
 
+        if predictions := self._make_predictions():
+            callbacks.append(predictions)
+        if not self._ranks.is_zero and not any(map(_publishes, checkpoints)):
+            return self._instantiate_follower(config, callbacks)
         from lamincli.callbacks.checkpoint import Checkpoint, adopt
+        from lamincli.callbacks.save_config import combined_with_ours
 
         publishing = [cb for cb in checkpoints if _publishes(cb)]
         if config.get("enable_checkpointing") is False:
@@ -932,8 +1091,6 @@ class LaminLightningCLI(LightningCLI):
             if stock := [type(cb).__name__ for cb in checkpoints]:
                 console.warn(f"{stock[0]} in trainer.callbacks: its files are not published")
         options = self._lamin_options()
-        if predictions := self._make_predictions():
-            callbacks.append(predictions)
         for callback in publishing:
             adopt(callback)
             if isinstance(callback, Checkpoint):
@@ -942,7 +1099,42 @@ class LaminLightningCLI(LightningCLI):
                     callback.go_on(self._resumption.prefixes)
         if not publishing and self._tracked is not None:
             self._tracked.add_features(self._lamin_options().features.run)
-        return self._with_our_config_callback(config, callbacks)
+
+        def make_saver(*args: Any, **kwargs: Any) -> Any:
+            saver = combined_with_ours(chosen)(*args, **kwargs)
+            saver.key_defaults = self._checkpoint_arguments()
+            saver.is_of_resumption = self._resumption is not None
+            self._config_saver = saver
+            return saver
+
+        chosen = self.save_config_callback
+        return self._instantiate_with(make_saver, config, callbacks)
+
+    def _instantiate_follower(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        """Make the trainer of a rank other than zero, with callbacks that need no LaminDB.
+
+        A callback of lamindb's that the user lists is there on every rank, as anywhere.
+        """
+        from lamincli.callbacks import follow
+
+        if config.get("enable_checkpointing") is not False:
+            checkpoint = follow.Checkpoint(**self._checkpoint_arguments(plain=True))
+            if self._resumption is not None:
+                checkpoint.go_on({})
+            callbacks.append(checkpoint)
+        saver = follow.following(self.save_config_callback)
+        return self._instantiate_with(saver, config, callbacks)
+
+    def _instantiate_with(
+        self, saver: Callable[..., Any], config: dict[str, Any], callbacks: list[Callback]
+    ) -> Trainer:
+        """Let Lightning make the trainer, with this in the place of the config callback's class."""
+        chosen = self.save_config_callback
+        self.save_config_callback = saver  # type: ignore[assignment]
+        try:
+            return super()._instantiate_trainer(config, callbacks)
+        finally:
+            self.save_config_callback = chosen
 
     def _make_predictions(self) -> Any:
         """Make the callback that keeps predictions, where there are any to keep."""
@@ -963,33 +1155,14 @@ class LaminLightningCLI(LightningCLI):
         return arguments
 
     def _of_a_fit(self) -> list[Callback]:
-        if not self._publishes or self.subcommand not in ("fit", None):
+        is_fit = self.subcommand in ("fit", None)
+        if not (self._publishes and is_fit and self._ranks.is_zero):
             return []
         from lamincli.callbacks.history import MetricsHistory
         from lamincli.callbacks.save_config import Beginning
 
         self._beginning = Beginning()
         return [MetricsHistory(), self._beginning]
-
-    def _with_our_config_callback(
-        self, config: dict[str, Any], callbacks: list[Callback]
-    ) -> Trainer:
-        from lamincli.callbacks.save_config import combined_with_ours
-
-        chosen = self.save_config_callback
-
-        def make(*args: Any, **kwargs: Any) -> Any:
-            saver = combined_with_ours(chosen)(*args, **kwargs)
-            saver.key_defaults = self._checkpoint_arguments()
-            saver.is_of_resumption = self._resumption is not None
-            self._config_saver = saver
-            return saver
-
-        self.save_config_callback = make  # type: ignore[assignment]
-        try:
-            return super()._instantiate_trainer(config, callbacks)
-        finally:
-            self.save_config_callback = chosen
 
     def _checkpoint_arguments(self, plain: bool = False) -> dict[str, Any]:
         """Return the arguments for the forced checkpoint, from `checkpoint` and `lamin`."""
@@ -1071,6 +1244,15 @@ class LaminLightningCLI(LightningCLI):
             ending.commands["load it"] = [*connect, "python", "-c", code]
 
 
+def _exit_code(error: BaseException) -> int:
+    """Return the code with which a process ends by an error."""
+    if isinstance(error, LaminTrainError):
+        return error.exit_code
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    return 130 if isinstance(error, KeyboardInterrupt) else 1
+
+
 def _lacks(kind: Any, hook: str) -> bool:
     """Tell whether a class is known not to define a hook."""
     if not isinstance(kind, type):
@@ -1094,8 +1276,9 @@ def _is_lamin_checkpoint(config: Any) -> bool:
 
 
 def _is_pipe(value: str) -> bool:
+    """Tell whether a config can be read once only, and by the process that was given it."""
     try:
-        return Path(value).is_fifo()
+        return value.startswith("/dev/fd/") or Path(value).is_fifo()
     except (OSError, ValueError):  # the text of a config, too long for a path
         return False
 

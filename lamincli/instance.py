@@ -24,6 +24,7 @@ from filelock import FileLock
 from lamincli import console
 from lamincli.errors import InstanceError, did_you_mean
 from lamincli.hub import is_unreachable, warn_unreachable
+from lamincli.process import gives_back
 from lamincli.redaction import redact_text
 
 DEFAULT_FOLDER = Path("lamindb")
@@ -46,15 +47,9 @@ def connected(instance: str | None, create: bool = True) -> Iterator[str]:
     """
     slug = connect(instance, create)
     _leave_connections_to_the_parent()
-    before = os.environ.get(ENVIRONMENT_VARIABLE)
-    os.environ[ENVIRONMENT_VARIABLE] = slug  # ranks and workers connect to the same one
-    try:
+    with gives_back(ENVIRONMENT_VARIABLE):
+        os.environ[ENVIRONMENT_VARIABLE] = slug  # ranks and workers connect to the same one
         yield slug
-    finally:
-        if before is None:
-            os.environ.pop(ENVIRONMENT_VARIABLE, None)
-        else:
-            os.environ[ENVIRONMENT_VARIABLE] = before
 
 
 def connect(instance: str | None, create: bool = True) -> str:

@@ -119,9 +119,14 @@ class CheckpointOptions:
 
 def option_in(words: Sequence[str], *names: str) -> str | None:
     """Find the last value of an option among words that are not parsed yet."""
-    found = None
+    return next(reversed(options_in(words, *names)), None)
+
+
+def options_in(words: Sequence[str], *names: str) -> list[str]:
+    """Find all values of an option among words that are not parsed yet."""
+    found = []
     for word, following in zip_longest(words, words[1:], fillvalue=""):
         option, equals, value = word.partition("=")
         if option in names:
-            found = value if equals else following
+            found.append(value if equals else following)
     return found

@@ -3,12 +3,22 @@
 import os
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+RUN_UID_VARIABLE = "LAMIN_TRAIN_RUN_UID"
+"""Environment variable by which the uid reaches the processes that a job starts."""
+
+DECIDED_VARIABLE = "LAMIN_TRAIN_DECIDED"
+"""Environment variable by which processes that rank zero starts learn what it has decided."""
+
+REPRODUCES_VARIABLE = "LAMIN_TRAIN_REPRODUCES"
+"""Environment variable by which a training learns the uid of the run that it reproduces."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +97,19 @@ class ProcessIdentity:
             return False
 
 
+@contextmanager
+def gives_back(variable: str) -> Iterator[None]:
+    """Let an environment variable be in the end what it was before."""
+    before = os.environ.get(variable)
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(variable, None)
+        else:
+            os.environ[variable] = before
+
+
 def job_id() -> str | None:
     """Return what names this job over all its restarts, where a scheduler or torchrun does."""
     if job := os.environ.get("SLURM_ARRAY_JOB_ID"):
@@ -104,6 +127,28 @@ def started_program() -> dict[str, str]:
     return {"module": spec.name.removesuffix(".__main__"), **program} if spec else program
 
 
+def rank() -> int:
+    """Return the global rank of this process, as far as its environment tells before a trainer."""
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"):
+        if name in os.environ:
+            return int(os.environ[name])
+    return int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0")))
+
+
+def launched_size() -> int:
+    """Return how many ranks a launcher outside has started; 1 where Lightning starts them.
+
+    In a batch script of SLURM there is one process, whatever the number of tasks. Where the user
+    starts one process a host, for Lightning to start the others there, the number of hosts is not
+    known: it is 2 or more.
+    """
+    for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "JSM_NAMESPACE_SIZE"):
+        if name in os.environ:
+            return int(os.environ[name])
+    is_one_of_hosts = "NODE_RANK" in os.environ and "LOCAL_RANK" not in os.environ
+    return 2 if is_one_of_hosts and "MASTER_PORT" in os.environ else 1
+
+
 def is_global_zero() -> bool:
     """Tell whether this process is, or will launch, rank zero of its job.
 
@@ -118,14 +163,6 @@ def is_global_zero() -> bool:
                 return True
             break
     return int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))) == 0
-
-
-def ranks_began() -> datetime | None:
-    """Return when the ranks of this job were started, by a launcher outside; else `None`."""
-    sizes = (os.environ.get(name, "1") for name in ("WORLD_SIZE", "SLURM_NTASKS"))
-    if all(size == "1" for size in sizes):
-        return None
-    return datetime.fromtimestamp(psutil.Process().create_time(), timezone.utc)
 
 
 def _started_s(pid: int) -> float:

@@ -622,6 +622,11 @@ class Publisher:
         self.close()
 
 
+def is_draining() -> bool:
+    """Tell whether this process waits for what is not published yet."""
+    return any(publisher._is_draining for publisher in list(Publisher._of_process.values()))
+
+
 def skip_waiting() -> bool:
     """End every `drain` that this process waits in; returns whether there was one."""
     publishers = list(Publisher._of_process.values())

@@ -13,13 +13,13 @@ artifact forms are the ecosystem's own and are read by its own parser. Parsing t
 and neither parsing nor resolving executes anything that comes from one.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -28,12 +28,11 @@ from jsonargparse.typing import register_type
 
 from lamincli.errors import LaminReferenceError, did_you_mean, first_line
 from lamincli.features import DESCRIPTIONS
-from lamincli.process import is_global_zero
 
 SCHEME = "lamin:"
 LATEST = "latest"
-_PINS_VARIABLE = "LAMIN_TRAIN_REFERENCES"
 _started_in: ContextVar[str] = ContextVar("_started_in", default="")
+_END_BYTES = 1 << 20
 _RECORDS = ("config", "hparams", "history", "metrics", "report")
 _FORMS = (
     "lamin:artifact/<uid>, lamin:artifact/key/<key>, or lamin:run/<run>/ followed by "
@@ -149,13 +148,12 @@ class References:
     """The references of one job. Each is looked up once, and what was used is remembered.
 
     Args:
-        started_before: Runs that began later are not the latest one, so that all ranks of a job
-            agree although one of them begins a run.
+        used: What was looked up, by the reference that was typed.
     """
 
-    started_before: datetime | None = None
     used: dict[str, Resolved] = field(default_factory=dict)
     _known: dict[str, Resolved] = field(default_factory=dict)
+    _pins: dict[str, str] = field(default_factory=dict)
     _paths: dict[str, str] = field(default_factory=dict)
 
     def resolve(self, value: Any) -> Resolved:
@@ -166,39 +164,46 @@ class References:
         """
         text = str(value)
         if text not in self._known:
-            pins = {} if is_global_zero() else json.loads(os.environ.get(_PINS_VARIABLE, "{}"))
-            found = self._look_up(Reference.parse(pins.get(text, text)))
+            found = self._look_up(Reference.parse(self._pins.get(text, text)))
             self.used[text] = self._known[text] = self._known[found.pinned] = found
         return self._known[text]
 
     def local_path(self, value: Any) -> str:
         """Return the path on this machine for a reference."""
-        found = self.resolve(value)
-        if found.pinned not in self._paths:
-            self._paths[found.pinned] = str(found.local_path())
-        return self._paths[found.pinned]
+        pinned = self.pinned(value)
+        if pinned not in self._paths:
+            self._paths[pinned] = str(self.resolve(value).local_path())
+        return self._paths[pinned]
 
     def pinned(self, value: Any) -> str:
         """Return the reference with the exact artifact."""
-        return self.resolve(value).pinned
+        return self._pins.get(str(value)) or self.resolve(value).pinned
+
+    def told(self, text: str) -> dict[str, Any]:
+        """Look a reference up, and return what another rank needs to know of it, as JSON."""
+        return {"pinned": self.pinned(text), "file": known_file(self.local_path(text))}
+
+    def take(self, text: str, told: dict[str, Any]) -> bool:
+        """Take a reference for what it is on the rank that has told so.
+
+        Returns:
+            Whether its file is here too, as on a shared file system.
+        """
+        pinned = self._pins[text] = self._pins[told["pinned"]] = told["pinned"]
+        if not is_here(told["file"]):
+            return False
+        self._paths[pinned] = told["file"]["path"]
+        return True
+
+    @property
+    def are_any(self) -> bool:
+        """Whether the job has references."""
+        return bool(self.used or self._pins)
 
     @property
     def artifacts(self) -> dict[str, Any]:
         """The artifacts that were used, by the reference that was typed."""
         return {text: one.artifact for text, one in self.used.items() if one.artifact is not None}
-
-    @contextmanager
-    def shared(self) -> Iterator[None]:
-        """Let the processes that this one starts take the references for what they are here."""
-        before = os.environ.get(_PINS_VARIABLE)
-        os.environ[_PINS_VARIABLE] = json.dumps({text: r.pinned for text, r in self.used.items()})
-        try:
-            yield
-        finally:
-            if before is None:
-                os.environ.pop(_PINS_VARIABLE, None)
-            else:
-                os.environ[_PINS_VARIABLE] = before
 
     def _look_up(self, reference: Reference) -> Resolved:
         import lamindb as ln
@@ -212,7 +217,7 @@ class References:
             artifact, subpath = _artifact(reference, slug, query)
         else:
             word = reference.parts[0]
-            run = find_run(word, query(ln.Run), slug, self.started_before, reference.text)
+            run = find_run(word, query(ln.Run), slug, reference.text)
             what = "/".join(reference.parts[1:])
             if what == "metrics":
                 if not _metrics(run):
@@ -269,16 +274,13 @@ def _artifact(reference: Reference, slug: str, query: Callable[[Any], Any]) -> t
     return found.artifact, "" if found.subpath is None else str(found.subpath)
 
 
-def find_run(
-    word: str, runs: Any, slug: str, started_before: datetime | None = None, text: str = ""
-) -> Any:
+def find_run(word: str, runs: Any, slug: str, text: str = "") -> Any:
     """Find the run that a uid, a prefix of one, or ``latest`` names.
 
     Args:
         word: What the user typed.
         runs: The query set to search.
         slug: The instance, for the message.
-        started_before: Leave out what began later, for ``latest``.
         text: What the message begins with; the word itself by default.
 
     Raises:
@@ -293,8 +295,6 @@ def find_run(
             **{f"{record}__stage__in": ["validate", "test", "predict"]}
         )
         trainings = trainings.exclude(**{f"{record}__has_key": "reproduces"})
-        if started_before is not None:
-            trainings = trainings.filter(started_at__lt=started_before)
         if (latest := trainings.order_by("-started_at").first()) is None:
             raise LaminReferenceError(f"{text}: there is no training in {slug} yet.")
         return latest
@@ -481,6 +481,35 @@ def _by_score(checkpoints: list[_Checkpoint]) -> list[_Checkpoint]:
     return sorted(scored, key=lambda one: (sign * float(one.score or 0), one.order))
 
 
+# -- files on other hosts ---------------------------------------------------------------------
+
+
+def known_file(path: str) -> dict[str, Any]:
+    """Describe a file or folder, so that another host can tell whether it has the same.
+
+    Of a file, what its ends hold: a checkpoint of the same name differs there, in its archive's
+    directory of checksums.
+    """
+    place = Path(path)
+    if place.is_dir():
+        files = sorted(str(f.relative_to(place)) for f in place.rglob("*") if f.is_file())
+        return {"path": path, "mark": [[f, (place / f).stat().st_size] for f in files]}
+    with open(place, "rb") as file:
+        digest = hashlib.sha256(file.read(_END_BYTES))
+        size_bytes = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size_bytes - _END_BYTES))
+        digest.update(file.read())
+    return {"path": path, "mark": [size_bytes, digest.hexdigest()]}
+
+
+def is_here(known: dict[str, Any]) -> bool:
+    """Tell whether this host has the file or folder that `known_file` has described on another."""
+    try:
+        return bool(known_file(known["path"])["mark"] == known["mark"])
+    except OSError:
+        return False
+
+
 # -- values of the config ---------------------------------------------------------------------
 
 
@@ -498,6 +527,13 @@ def walk(value: Any, change: Callable[[Any], Any]) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(walk(item, change) for item in value)
     return value
+
+
+def references_in(value: Any) -> list[str]:
+    """Return the references in a nested value, each once."""
+    found: dict[str, Any] = {}
+    walk(value, lambda reference: found.setdefault(str(reference), reference))
+    return list(found)
 
 
 class ArtifactPath(os.PathLike[str]):

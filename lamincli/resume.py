@@ -7,7 +7,7 @@ LaminDB. The one of the latest step is taken; one that is torn is passed over.
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -15,9 +15,9 @@ from typing import Any
 
 from lamincli import checkpoint_file, console
 from lamincli.errors import LaminReferenceError, UsageError
-from lamincli.process import ProcessIdentity, is_global_zero, job_id
+from lamincli.process import ProcessIdentity, job_id
 from lamincli.redaction import redact_argv
-from lamincli.references import References, find_run
+from lamincli.references import References, find_run, is_here, known_file
 from lamincli.spool import Spool, known_spools, spools_below
 
 AUTO = "auto"
@@ -30,16 +30,48 @@ class Resumption:
     """A run that goes on.
 
     Args:
-        run: The `lamindb.Run`.
+        run: The `lamindb.Run`; `None` on ranks other than zero.
         checkpoint: The local file to go on from; `None` if the run has saved none.
         step: Training steps that the checkpoint has behind it.
         prefixes: Key prefixes of its artifacts, by the callback that saved them.
+        artifact: Uid of the checkpoint's artifact, if it has one.
     """
 
     run: Any
     checkpoint: Path | None = None
     step: int = 0
     prefixes: dict[str, str] = field(default_factory=dict)
+    artifact: str | None = None
+
+    def told(self) -> dict[str, Any]:
+        """Return what another rank needs to know, as JSON."""
+        file = None if self.checkpoint is None else known_file(str(self.checkpoint))
+        return {"file": file, "step": self.step, "artifact": self.artifact}
+
+    @classmethod
+    def heard(cls, told: dict[str, Any], fetch: Callable[[str], str]) -> "Resumption":
+        """Go on as the rank that has told so.
+
+        Args:
+            told: What `told` has returned there.
+            fetch: Returns the local path for a reference.
+
+        Raises:
+            UsageError: The checkpoint is neither on this host nor in LaminDB.
+        """
+        found, file = cls(None, step=told["step"]), told["file"]
+        if file is None:
+            return found
+        if is_here(file):
+            found.checkpoint = Path(file["path"])
+        elif told["artifact"] is not None:
+            found.checkpoint = Path(fetch(f"lamin:artifact/{told['artifact']}"))
+        else:
+            raise UsageError(
+                f"The run goes on from {file['path']}, which is not on this host, and LaminDB does "
+                "not have it. Put trainer.default_root_dir on a folder that all hosts share."
+            )
+        return found
 
     def check_model(self, kind: str) -> None:
         """Refuse to go on with another model than that of the run.
@@ -67,13 +99,12 @@ class Resumption:
             return None
 
 
-def find(word: str, slug: str, started_before: datetime | None = None) -> Resumption | None:
+def find(word: str, slug: str) -> Resumption | None:
     """Find the run to go on with, and its last checkpoint.
 
     Args:
         word: The uid of a run, a prefix of one, ``latest``, or ``auto`` for the run of this job.
         slug: The connected instance.
-        started_before: Leave out runs that began later.
 
     Returns:
         `None` for ``auto`` where this job has no run that could go on.
@@ -85,7 +116,7 @@ def find(word: str, slug: str, started_before: datetime | None = None) -> Resump
     import lamindb as ln
 
     runs = ln.Run.objects
-    run = _of_this_job(runs, slug) if word == AUTO else find_run(word, runs, slug, started_before)
+    run = _of_this_job(runs, slug) if word == AUTO else find_run(word, runs, slug)
     if run is None:
         return None
     _check(run)
@@ -105,6 +136,7 @@ def find(word: str, slug: str, started_before: datetime | None = None) -> Resump
             holds_weights = True
         else:
             found.checkpoint, found.step = path, checkpoint.step
+            found.artifact = checkpoint.artifact and str(checkpoint.artifact.uid)
             return found
     if holds_weights:
         raise UsageError(
@@ -183,8 +215,7 @@ def _check(run: Any) -> None:
         raise UsageError(f"Run {run.uid} is a {record['stage']}; only a training can go on.")
     process = ProcessIdentity.from_dict(record.get("process"))
     is_open = run.status in ("started", "restarted")
-    # Ranks that begin after rank zero find the run open, by this very job.
-    if is_open and process is not None and is_global_zero() and process.is_alive():
+    if is_open and process is not None and process.is_alive():
         raise UsageError(
             f"Run {run.uid} is still running: process {process.pid} on {process.host}. "
             "Wait for it, or stop it first."

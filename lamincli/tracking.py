@@ -36,7 +36,13 @@ from lamincli.features import as_json, dtype_of, metric_values, strings_in
 from lamincli.instance import lock_path
 from lamincli.log import RunLog
 from lamincli.options import LaminOptions
-from lamincli.process import ProcessIdentity, job_id, started_program
+from lamincli.process import (
+    REPRODUCES_VARIABLE,
+    RUN_UID_VARIABLE,
+    ProcessIdentity,
+    job_id,
+    started_program,
+)
 from lamincli.publisher import Publisher
 from lamincli.redaction import redact, redact_argv, redact_text
 from lamincli.registry.lamin import EXTRA_DATA_KEY, LaminRegistry, add_metrics, set_ending
@@ -45,12 +51,6 @@ from lamincli.source import Source, hashes_of_modules
 from lamincli.spool import Job, Spool, known_spools
 
 Status = Literal["completed", "errored", "aborted"]
-
-RUN_UID_VARIABLE = "LAMIN_TRAIN_RUN_UID"
-"""Environment variable by which the uid reaches the processes that a job starts."""
-
-REPRODUCES_VARIABLE = "LAMIN_TRAIN_REPRODUCES"
-"""Environment variable by which a training learns the uid of the run that it reproduces."""
 
 _CLI_ARGS_LENGTH = 1024
 _OWNED: set[str] = set()  # uids of the open runs that this process began

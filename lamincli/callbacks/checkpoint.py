@@ -23,14 +23,11 @@ import lightning.pytorch as pl
 from lamindb.base.uids import base62
 from lamindb.integrations import lightning as ll
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.trainer.states import TrainerFn
 
 from lamincli import console
-from lamincli.callbacks import rng
 from lamincli.callbacks.completion import Completion
-from lamincli.errors import MonitorNotLoggedError, did_you_mean
+from lamincli.callbacks.follow import GoesOn
 from lamincli.events import ArtifactRemovedEvent, ArtifactSavedEvent
 from lamincli.features import DESCRIPTIONS, as_json
 from lamincli.options import LaminOptions
@@ -52,7 +49,7 @@ _SLOW_OBSERVER_S = 5.0
 _UNTRACKED = f"untracked-{uuid4().hex[:8]}"
 
 
-class Checkpoint(ll.Checkpoint):
+class Checkpoint(GoesOn, ll.Checkpoint):
     """Save checkpoints with Lightning's `ModelCheckpoint` and publish each as an artifact.
 
     What is persisted is what `lamindb.integrations.lightning.Checkpoint` persists: keys, kinds,
@@ -107,9 +104,6 @@ class Checkpoint(ll.Checkpoint):
     _feature_uids: dict[str, str] | None = None
     _storage_uid: str = ""
     _are_run_features_spooled: bool = False
-    _goes_on: bool = False
-    _prefix: str | None = None
-    _random: dict[str, Any] | None = None
 
     def __init__(
         self,
@@ -137,7 +131,7 @@ class Checkpoint(ll.Checkpoint):
         spool_limit_gb: float | None = None,
         patience_s: float = 60.0,
     ) -> None:
-        super().__init__(
+        super().__init__(  # type: ignore[call-arg]
             dirpath=dirpath,
             features=features,
             monitor=monitor,
@@ -170,7 +164,6 @@ class Checkpoint(ll.Checkpoint):
         if trainer.is_global_zero:
             adopt_from_parent()
             self._run_uid = ln.context.run.uid if ln.context.run else None
-        self._run_uid = trainer.strategy.broadcast(self._run_uid)
         if self._run_uid and self._features_of_run == self._run_uid:
             ModelCheckpoint.setup(self, trainer, pl_module, stage)
             self._trainer = trainer
@@ -184,6 +177,8 @@ class Checkpoint(ll.Checkpoint):
         if trainer.is_global_zero:
             self._completion = self._completion or Completion()
             self._completion.watch(trainer.strategy.checkpoint_io)
+        told = (self._run_uid, self._base_prefix(trainer)) if trainer.is_global_zero else (None, "")
+        self._run_uid, _ = trainer.strategy.broadcast(told)
 
     def set_publishing(self, options: LaminOptions) -> None:
         """Let the options of the command line hold for this callback too, where they are given."""
@@ -195,78 +190,9 @@ class Checkpoint(ll.Checkpoint):
         if options.patience_s != default.patience_s:
             self._patience_s = options.patience_s
 
-    # -- going on with a run ---------------------------------------------------------------
-
-    def go_on(self, prefixes: dict[str, str]) -> None:
-        """Take the checkpoint to be loaded for one of this run: go on as if it had not ended.
-
-        Args:
-            prefixes: Key prefixes that the run has used, by the callback that did.
-        """
-        self._goes_on = True
-        self._prefix = prefixes.get(self.state_key)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state that a checkpoint holds, with that of the random number generators."""
-        return {**super().state_dict(), "random": rng.collect()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load it; a run that goes on gets back its folder, its best ones and its randomness."""
-        if self._trainer is not None and self._trainer.state.fn != TrainerFn.FITTING:
-            # An evaluation saves nothing; Lightning would warn that it does so elsewhere.
-            self.best_model_path = state_dict["best_model_path"]
-            return
-        if self._goes_on:
-            self._random = state_dict.get("random")
-            state_dict = self._at_home(state_dict)
-        super().load_state_dict(state_dict)
-
-    def _at_home(self, state: dict[str, Any]) -> dict[str, Any]:
-        """Go back to the folder of the run, or take its paths along where it cannot be used."""
-        there = state.get("dirpath")
-        here = str(self.dirpath)  # type: ignore[has-type]
-        if there is None or there == here:
-            return state
-        if self._original_dirpath is None and _can_be_used(there):
-            self.dirpath = there
-            return state
-
-        def moved(path: str) -> str:
-            inside = str(path).startswith(there)
-            return f"{here}{str(path)[len(there) :]}" if inside else path
-
-        paths = ("best_model_path", "kth_best_model_path", "last_model_path")
-        return {
-            **state,
-            "dirpath": here,
-            "best_k_models": {moved(path): s for path, s in state["best_k_models"].items()},
-            **{name: moved(state[name]) for name in paths if name in state},
-        }
-
     def _logger_prefix(self, trainer: pl.Trainer, run_uid: str | None) -> str:
         # The logger has a new version, where no uid is in its place.
         return (None if run_uid else self._prefix) or super()._logger_prefix(trainer, run_uid)
-
-    def _should_remove_checkpoint(self, trainer: pl.Trainer, previous: str, current: str) -> bool:
-        # Lightning keeps the one that training goes on from, for it may be another run's.
-        if self._goes_on and previous != current and str(trainer.ckpt_path) == str(previous):
-            return True
-        return bool(super()._should_remove_checkpoint(trainer, previous, current))
-
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Set the generators to where they were, before the data loaders draw from them."""
-        super().on_fit_start(trainer, pl_module)
-        if self._random is not None:
-            rng.restore(self._random)
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Set them once more for the middle of an epoch, where no new epoch draws anything."""
-        super().on_train_start(trainer, pl_module)
-        done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        is_within = trainer.fit_loop.restarted_mid_epoch and 0 < done < trainer.num_training_batches
-        if self._random is not None and is_within:
-            rng.restore(self._random)
-        self._random = None
 
     # -- the spool -------------------------------------------------------------------------
 
@@ -291,21 +217,6 @@ class Checkpoint(ll.Checkpoint):
         return {feature.name: feature.uid for feature in found} if names else {}
 
     # -- Lightning saves and removes -------------------------------------------------------
-
-    def _save_topk_checkpoint(
-        self, trainer: pl.Trainer, monitor_candidates: dict[str, Any]
-    ) -> None:
-        try:
-            super()._save_topk_checkpoint(trainer, monitor_candidates)
-        except MisconfigurationException as error:
-            if self.monitor is None or self.monitor in monitor_candidates:
-                raise
-            logged = sorted(set(monitor_candidates) - {"epoch", "step"})
-            raise MonitorNotLoggedError(
-                f"The monitored metric {self.monitor!r} was never logged."
-                f"{did_you_mean(self.monitor, logged)} Logged are: {', '.join(logged) or 'none'}. "
-                "Set checkpoint.monitor to one of them, or log it with self.log()."
-            ) from error
 
     def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
         if not trainer.is_global_zero:
@@ -696,14 +607,6 @@ def _existing(place: Path) -> Path:
 def _as_text(filepath: Path | str) -> str:
     text = str(filepath)
     return text if "://" in text or not text else os.path.abspath(text)
-
-
-def _can_be_used(folder: str) -> bool:
-    try:
-        os.makedirs(folder, exist_ok=True)
-    except OSError:
-        return "://" in folder
-    return os.access(folder, os.W_OK)
 
 
 def _give_up_shared_name(filepath: str, plugin: Any) -> None:

@@ -15,14 +15,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from lamindb.integrations.lightning import LoggerInfo
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
@@ -30,9 +29,10 @@ from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
 from lamincli import console
-from lamincli.callbacks.checkpoint import Checkpoint
-from lamincli.callbacks.save_config import config_saver, publisher_of
 from lamincli.errors import LaminTrainError, UsageError, first_line
+
+if TYPE_CHECKING:
+    from lamincli.callbacks.checkpoint import Checkpoint
 
 FILE_NAME = "predictions.parquet"
 _BARE = "prediction"
@@ -194,12 +194,19 @@ def why_no_key(key: str) -> str | None:
 
 
 def _publisher(trainer: pl.Trainer) -> Checkpoint:
+    from lamincli.callbacks.checkpoint import Checkpoint
+    from lamincli.callbacks.save_config import config_saver, publisher_of
+
     saver = config_saver(trainer)
     return publisher_of(trainer) or Checkpoint(**(saver.key_defaults if saver else {}))
 
 
 def _place(trainer: pl.Trainer) -> Path:
     """Return the folder for the result: that of the config, else that of the logger."""
+    from lamindb.integrations.lightning import LoggerInfo
+
+    from lamincli.callbacks.save_config import config_saver
+
     saver = config_saver(trainer)
     if saver is not None and saver.local_path is not None:
         return Path(os.path.abspath(saver.local_path.parent))

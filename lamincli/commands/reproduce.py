@@ -19,11 +19,12 @@ from lamincli.differences import Finding, State
 from lamincli.errors import LaminReferenceError, LaminTrainError, UsageError, first_line
 from lamincli.features import DESCRIPTIONS
 from lamincli.instance import connected
+from lamincli.process import DECIDED_VARIABLE, RUN_UID_VARIABLE
 
 DIFFERENT = 4
 """Exit code where the results differ."""
 
-_NOT_INHERITED = ("LAMIN_TRAIN_RUN_UID", "LAMIN_TRAIN_REFERENCES", "PL_GLOBAL_SEED")
+_NOT_INHERITED = (RUN_UID_VARIABLE, DECIDED_VARIABLE, "PL_GLOBAL_SEED")
 
 
 def main(words: Sequence[str]) -> int:

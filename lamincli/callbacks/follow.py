@@ -1,0 +1,202 @@
+"""What ranks other than zero have in the place of the callbacks that publish.
+
+They save, remove and go on exactly as rank zero does, collectives included, and know nothing of
+LaminDB: it is not imported, which saves each rank its start-up time and a database connection.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import SaveConfigCallback as LightningSaveConfigCallback
+from lightning.pytorch.trainer.states import TrainerFn
+
+from lamincli.callbacks import rng
+from lamincli.errors import MonitorNotLoggedError, did_you_mean
+
+
+class GoesOn(ModelCheckpoint):
+    """A checkpoint callback that can go on where an earlier attempt of its run has stopped.
+
+    It takes the state in the checkpoint for its own, goes back to the folder of the run, and holds
+    the state of the random number generators.
+
+    Runs on: every rank.
+    """
+
+    _original_dirpath: Any = None
+    _trainer: pl.Trainer | None = None
+    _goes_on: bool = False
+    _prefix: str | None = None
+    _random: dict[str, Any] | None = None
+
+    def go_on(self, prefixes: dict[str, str]) -> None:
+        """Take the checkpoint to be loaded for one of this run: go on as if it had not ended.
+
+        Args:
+            prefixes: Key prefixes that the run has used, by the callback that did.
+        """
+        self._goes_on = True
+        self._prefix = prefixes.get(self.state_key)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state that a checkpoint holds, with that of the random number generators."""
+        return {**super().state_dict(), "random": rng.collect()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load it; a run that goes on gets back its folder, its best ones and its randomness."""
+        if self._trainer is not None and self._trainer.state.fn != TrainerFn.FITTING:
+            # An evaluation saves nothing; Lightning would warn that it does so elsewhere.
+            self.best_model_path = state_dict["best_model_path"]
+            return
+        if self._goes_on:
+            self._random = state_dict.get("random")
+            state_dict = self._at_home(state_dict)
+        super().load_state_dict(state_dict)
+
+    def _at_home(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Go back to the folder of the run, or take its paths along where it cannot be used."""
+        there = state.get("dirpath")
+        here = str(self.dirpath)
+        if there is None or there == here:
+            return state
+        if self._original_dirpath is None and self._can_be_used_everywhere(there):
+            self.dirpath = there
+            return state
+
+        def moved(path: str) -> str:
+            inside = str(path).startswith(there)
+            return f"{here}{str(path)[len(there) :]}" if inside else path
+
+        paths = ("best_model_path", "kth_best_model_path", "last_model_path")
+        return {
+            **state,
+            "dirpath": here,
+            "best_k_models": {moved(path): s for path, s in state["best_k_models"].items()},
+            **{name: moved(state[name]) for name in paths if name in state},
+        }
+
+    def _can_be_used_everywhere(self, folder: str) -> bool:
+        """Let rank zero find out whether it can save there: all ranks must name the same files."""
+        trainer = self._trainer
+        usable = trainer is None or not trainer.is_global_zero or _can_be_used(folder)
+        return usable if trainer is None else bool(trainer.strategy.broadcast(usable))
+
+    def _should_remove_checkpoint(self, trainer: pl.Trainer, previous: str, current: str) -> bool:
+        # Lightning keeps the one that training goes on from, for it may be another run's.
+        if self._goes_on and previous != current and str(trainer.ckpt_path) == str(previous):
+            return True
+        return bool(super()._should_remove_checkpoint(trainer, previous, current))
+
+    def _save_topk_checkpoint(
+        self, trainer: pl.Trainer, monitor_candidates: dict[str, Any]
+    ) -> None:
+        try:
+            super()._save_topk_checkpoint(trainer, monitor_candidates)
+        except MisconfigurationException as error:
+            if self.monitor is None or self.monitor in monitor_candidates:
+                raise
+            logged = sorted(set(monitor_candidates) - {"epoch", "step"})
+            raise MonitorNotLoggedError(
+                f"The monitored metric {self.monitor!r} was never logged."
+                f"{did_you_mean(self.monitor, logged)} Logged are: {', '.join(logged) or 'none'}. "
+                "Set checkpoint.monitor to one of them, or log it with self.log()."
+            ) from error
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Set the generators to where they were, before the data loaders draw from them."""
+        super().on_fit_start(trainer, pl_module)
+        if self._random is not None:
+            rng.restore(self._random)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Set them once more for the middle of an epoch, where no new epoch draws anything."""
+        super().on_train_start(trainer, pl_module)
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        is_within = trainer.fit_loop.restarted_mid_epoch and 0 < done < trainer.num_training_batches
+        if self._random is not None and is_within:
+            rng.restore(self._random)
+        self._random = None
+
+
+class Checkpoint(GoesOn):
+    """The checkpoint callback of a rank other than zero: `lamincli.Checkpoint` without LaminDB.
+
+    It has the same name, for that is part of the key of its state in a checkpoint.
+
+    Args:
+        run_uid: Uid of the run, which rank zero has begun.
+        dirpath: As in `ModelCheckpoint`.
+        filename: As in `ModelCheckpoint`.
+        save_on_exception: As in `ModelCheckpoint`.
+        arguments: The others of `ModelCheckpoint`.
+
+    Runs on: every rank but zero.
+    """
+
+    base_prefix: str = ""
+    last_checkpoint_artifact = last_config_artifact = last_hparams_artifact = None
+    last_artifact_event = None
+
+    def __init__(self, dirpath: Any = None, **arguments: Any) -> None:
+        super().__init__(dirpath=dirpath, **arguments)
+        self._original_dirpath = dirpath
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Learn the keys that rank zero gives to its artifacts."""
+        super().setup(trainer, pl_module, stage)
+        self._trainer = trainer
+        _, self.base_prefix = trainer.strategy.broadcast((None, ""))
+
+    @property
+    def checkpoint_key_prefix(self) -> str:
+        """Prefix of the keys of checkpoints."""
+        return f"{self.base_prefix}/checkpoints".lstrip("/")
+
+    def get_last_artifact(self, kind: str) -> None:
+        """Return nothing: rank zero has the artifacts."""
+
+    def add_artifact_observer(self, observer: Any) -> None:
+        """Take no notice: rank zero tells its observers."""
+
+    def remove_artifact_observer(self, observer: Any) -> None:
+        """Likewise."""
+
+
+class SaveConfigCallback(LightningSaveConfigCallback):
+    """The config callback of a rank other than zero, which writes nothing.
+
+    Runs on: every rank but zero.
+    """
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Wait until rank zero has written."""
+        if not self.already_saved:
+            self.already_saved = trainer.strategy.broadcast(True)
+
+
+def following(kind: type[Any] | None) -> type[Any]:
+    """Return a user's config callback class with the care of the following one behind it.
+
+    One that knows LaminDB already, for its class is made from ours, is used as on rank zero.
+    """
+    if kind is None or issubclass(SaveConfigCallback, kind):
+        return SaveConfigCallback
+    if "lamincli.callbacks.save_config" in sys.modules:
+        from lamincli.callbacks.save_config import combined_with_ours
+
+        return combined_with_ours(kind)
+    return type(kind.__name__, (kind, SaveConfigCallback), {"__module__": kind.__module__})
+
+
+def _can_be_used(folder: str) -> bool:
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError:
+        return "://" in folder
+    return os.access(folder, os.W_OK)
