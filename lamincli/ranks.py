@@ -104,6 +104,8 @@ class Ranks:
             LaminTrainError: Rank zero cannot be reached.
         """
         if self.is_zero:
+            if _others():
+                _store()  # the others see by it that rank zero is there, however long it takes
             decision = json.loads(json.dumps(decide()))
             self._tell({"decision": decision})
             return decision
@@ -154,12 +156,12 @@ class Ranks:
             LaminTrainError: One of them has ended instead; on rank zero.
             SystemExit: Likewise, on the others.
         """
-        self._is_open = True
         if launched_size() != world_size or world_size < 2 or _inherited:
             return
         store = _store()
         if store is None:
             return
+        self._is_open = True
         key = f"{self._scope}/all"
         if not self.is_zero:
             if store.add(f"{self._scope}/ready", 1) == world_size - 1:

@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,7 +18,7 @@ from lamincli import ArtifactPath
 
 
 class TinyModel(pl.LightningModule):
-    """One linear layer; `at` says what happens in the third training batch."""
+    """One linear layer; `at` says what happens in the third training batch, `at@1` on rank 1."""
 
     def __init__(
         self, width: int = 4, learning_rate: float = 0.1, at: str = "", api_key: str = ""
@@ -34,6 +35,9 @@ class TinyModel(pl.LightningModule):
         return loss
 
     def _misbehave(self, at: str) -> None:
+        at, _, rank = at.partition("@")
+        if rank and int(rank) != self.global_rank:
+            return
         if at == "raise":
             raise ValueError("boom in user code")
         if at.startswith("exit"):
@@ -43,6 +47,8 @@ class TinyModel(pl.LightningModule):
         if at == "wait":
             print("THIRD BATCH", flush=True)
             time.sleep(1.5)  # a busy machine may take as long to send the signal
+        if at == "stuck":  # where no exception reaches the main thread
+            threading.Event().wait()
         if at == "hang":
             print("THIRD BATCH", flush=True)
             time.sleep(60)
