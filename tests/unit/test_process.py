@@ -6,7 +6,7 @@ import psutil
 import pytest
 
 from lamincli import process
-from lamincli.process import ProcessIdentity, _started_s, is_global_zero
+from lamincli.process import ProcessIdentity, _started_s, is_global_zero, launched_size, rank
 
 
 def test_this_process_is_not_gone():
@@ -59,22 +59,32 @@ def test_identity_survives_json():
 
 
 @pytest.mark.parametrize(
-    ("environment", "zero"),
+    ("environment", "zero", "size"),
     [
-        ({}, True),
-        ({"RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0"}, True),
-        ({"RANK": "3", "LOCAL_RANK": "0", "GROUP_RANK": "1"}, False),
-        ({"LOCAL_RANK": "1"}, False),
-        ({"NODE_RANK": "1"}, False),
-        ({"NODE_RANK": "1", "LOCAL_RANK": "0"}, False),
-        ({"NODE_RANK": "0", "LOCAL_RANK": "0"}, True),
-        ({"SLURM_PROCID": "1"}, False),
-        ({"SLURM_PROCID": "0"}, True),
+        ({}, True, 1),
+        ({"RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0", "WORLD_SIZE": "4"}, True, 4),
+        ({"RANK": "3", "LOCAL_RANK": "0", "GROUP_RANK": "1", "WORLD_SIZE": "4"}, False, 4),
+        ({"LOCAL_RANK": "1"}, False, 1),
+        ({"NODE_RANK": "1", "MASTER_PORT": "1"}, False, 2),  # two hosts or more
+        ({"NODE_RANK": "1", "LOCAL_RANK": "0"}, False, 1),
+        ({"NODE_RANK": "0", "LOCAL_RANK": "0"}, True, 1),
+        ({"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}, False, 2),
+        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2"}, True, 2),
+        ({"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "2"}, True, 1),  # sbatch
+        ({"JSM_NAMESPACE_RANK": "1", "JSM_NAMESPACE_SIZE": "3"}, False, 3),
     ],
 )
-def test_rank_zero_is_read_from_what_launchers_set(environment, zero, monkeypatch):
-    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK", "GROUP_RANK"):
+def test_rank_is_read_from_what_launchers_set(environment, zero, size, monkeypatch):
+    for name in _OF_LAUNCHERS:
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert is_global_zero() is zero
+    assert launched_size() == size
+    number = next((environment[name] for name in _OF_RANKS if name in environment), "0")
+    assert rank() == int(number)
+
+
+_OF_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", "NODE_RANK")
+_OF_LAUNCHERS = (*_OF_RANKS, "GROUP_RANK", "MASTER_PORT", "WORLD_SIZE", "SLURM_STEP_NUM_TASKS",
+                 "JSM_NAMESPACE_SIZE")  # fmt: skip
