@@ -18,6 +18,7 @@ LAUNCHERS = {
     "ddp": ([sys.executable, "-m", "lamincli"], ["--trainer.strategy=ddp"]),
     "ddp_spawn": ([sys.executable, "-m", "lamincli"], ["--trainer.strategy=ddp_spawn"]),
     "ddp_fork": ([sys.executable, "-m", "lamincli"], ["--trainer.strategy=ddp_fork"]),
+    "ddp_notebook": ([sys.executable, "-i", "-m", "lamincli"], ["--trainer.strategy=ddp_notebook"]),
     "torchrun": (
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
          "-m", "lamincli"],
