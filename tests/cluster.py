@@ -226,6 +226,20 @@ class Slurm:
             time.sleep(0.2)
         return state
 
+    def wait_for_output(self, job: str, text: str, timeout_s: float = 100) -> None:
+        """Wait until a job has written something."""
+        until_s = time.monotonic() + timeout_s
+        while text not in (written := "".join(f.read_text() for f in Path().glob(f"job-{job}_*"))):
+            if time.monotonic() > until_s:
+                raise TimeoutError(
+                    f"job {job} ({self.state(job)}) has not written {text}: {written}"
+                )
+            time.sleep(0.05)
+
+    def start_now(self, job: str) -> None:
+        """Start a job that was requeued; SLURM would wait two minutes."""
+        self.run("scontrol", "update", f"jobid={job}", "starttime=now")
+
     def close(self) -> None:
         with suppress(subprocess.TimeoutExpired):
             self.run("scancel", "--signal=KILL", "--full", "--state=RUNNING", timeout_s=10)
