@@ -159,6 +159,7 @@ class LaminLightningCLI(LightningCLI):
         self._resources = ExitStack()
         self._resources.enter_context(self._stop.installed())
         self._resources.enter_context(gives_back(DECIDED_VARIABLE))
+        self._resources.enter_context(slurm.known_tasks_per_node())
         try:
             super().__init__(
                 model_class=model_class,
@@ -981,6 +982,9 @@ class LaminLightningCLI(LightningCLI):
 
             if why := why_no_key(predictions):
                 mistakes.append(f"--lamin.predictions {predictions}: {why}")
+        is_alone = all(str(self._trainer_option(name)) == "1" for name in ("devices", "num_nodes"))
+        if not is_alone and not self._trainer_option("plugins"):
+            mistakes += filter(None, [slurm.why_not_without_srun()])
         path = str(self._get(self.config, "ckpt_path") or "")
         is_word = path in ("", "best", "last", "hpc") or path.startswith("registry")
         if not is_word and (why := self._why_no_checkpoint(path)):

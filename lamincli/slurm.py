@@ -9,8 +9,12 @@ import re
 import signal
 import subprocess
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+from lamincli.process import gives_back
 
 _FACTS = {
     "job_id": "SLURM_JOB_ID",
@@ -22,6 +26,7 @@ _FACTS = {
     "num_tasks": "SLURM_NTASKS",
     "restart_count": "SLURM_RESTART_COUNT",
 }
+_TASKS_PER_NODE = "SLURM_NTASKS_PER_NODE"
 _ANSWERS_WITHIN_S = 10.0
 _KILLED_WITHIN_S = 60.0
 
@@ -48,6 +53,32 @@ def facts() -> dict[str, Any] | None:
     found = {name: os.environ[key] for name, key in _FACTS.items() if key in os.environ}
     found.setdefault("restart_count", "0")
     return {name: int(text) if text.isdigit() else text for name, text in found.items()}
+
+
+@contextmanager
+def known_tasks_per_node() -> Iterator[None]:
+    """Let Lightning know how many tasks a node has, where ``srun`` knows and was not told."""
+    counts = re.fullmatch(r"(\d+)(\(x\d+\))?", os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    with gives_back(_TASKS_PER_NODE):
+        if counts is not None:
+            os.environ.setdefault(_TASKS_PER_NODE, counts[1])
+        yield
+
+
+def why_not_without_srun() -> str | None:
+    """Say why this process cannot train alone, where its job has more tasks than it has started.
+
+    Lightning would wait for the other ranks for ever.
+    """
+    tasks = int(os.environ.get("SLURM_NTASKS", "1"))
+    is_interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")  # as Lightning
+    is_step = "SLURM_STEP_NUM_TASKS" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+    if tasks == 1 or is_interactive or is_step:
+        return None
+    return (
+        f"The SLURM job has {tasks} tasks, and this is one process, which would wait for the "
+        "others. Start all of them: srun lamin-train fit ... in the job script."
+    )
 
 
 def state() -> JobState | None:

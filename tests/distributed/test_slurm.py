@@ -22,6 +22,11 @@ from lightning.pytorch.callbacks import Callback
 from tests_models import TinyModel
 
 class Slow(TinyModel):
+    def setup(self, stage):
+        if self.hparams["at"] == "setup" and "SLURM_RESTART_COUNT" not in os.environ:
+            print("SETTING UP", flush=True)
+            time.sleep(60)
+
     def training_step(self, batch, batch_idx):
         if batch_idx == 2:
             print("THIRD BATCH", flush=True)
@@ -102,3 +107,90 @@ def test_requeue_signal_saves_and_the_same_run_goes_on(slurm, record, project, h
     assert re.search(r"RANK 0 of \d at [1-9]", output(job)), "it goes on where it stopped"
     assert not list(project.rglob("hpc_ckpt_*")), "Lightning's own requeue stays out of it"
     assert "Restarts=1 " in slurm.run("scontrol", "--oneliner", "show", "job", job).stdout
+
+
+def test_tasks_without_tasks_per_node(slurm, record):
+    """Lightning alone refuses, for it does not know how the tasks lie on the nodes."""
+    done = slurm.run("srun", "--ntasks=2", "--nodes=1", *FIT, "--trainer.devices=2", SHORT)
+    assert done.returncode == 0, done.stderr
+    (run,) = record()
+    assert run.status == "completed"
+
+
+def test_two_tasks_without_srun_are_a_mistake(slurm, project):
+    """Lightning alone waits for ever for the second one."""
+    words = shlex.join([*FIT, "--trainer.devices=2", SHORT])
+    job = slurm.submit(f"{words}; echo CODE $?", "--ntasks=2", "--ntasks-per-node=2")
+    assert slurm.wait_for(job) == "COMPLETED"
+    assert "CODE 2" in output(job)
+    assert "srun lamin-train fit" in output(job)
+    assert not (project / "lamindb").exists()
+
+
+@pytest.mark.parametrize("how", ["preemption", "requeue", "time limit"])
+def test_the_same_run_goes_on_after(slurm, record, how):
+    words = [LONG, "--data.size=2000"] if how == "time limit" else [LONG]
+    limit = ["--time=1", "--signal=USR1@30"] if how == "time limit" else []
+    job = slurm.submit(srun(*words), "--ntasks=1", *limit)
+    slurm.wait_for_output(job, "THIRD BATCH")
+    other = None
+    if how == "preemption":
+        all_of_it = ["--partition=high", "--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=8"]
+        other = slurm.submit("sleep 1", *all_of_it)
+    elif how == "requeue":
+        slurm.run("scontrol", "requeue", job)
+    assert slurm.wait_for(job, "PENDING", "COMPLETED", "FAILED") == "PENDING", output(job)
+    (run,) = record()
+    assert run.status == "scheduled", output(job)
+    if other is not None:
+        slurm.wait_for(other)
+    slurm.start_now(job)
+    assert slurm.wait_for(job) == "COMPLETED", output(job)
+    (again,) = record()
+    assert (again.uid, again.status) == (run.uid, "completed"), output(job)
+    assert again.extra["lamin_train"]["attempts"][1]["checkpoint"]["step"] > 0
+    assert "Restarts=1 " in slurm.run("scontrol", "--oneliner", "show", "job", job).stdout
+
+
+def test_requeued_before_it_saved_it_begins_again_as_the_same_run(slurm, record):
+    job = slurm.submit(srun(LONG, "--model.at=setup"), "--ntasks=1")
+    slurm.wait_for_output(job, "SETTING UP")
+    slurm.run("scontrol", "requeue", job)
+    slurm.wait_for(job, "PENDING")
+    (run,) = record()
+    assert (run.status, run.outputs) == ("scheduled", []), output(job)
+    slurm.start_now(job)
+    assert slurm.wait_for(job) == "COMPLETED", output(job)
+    (again,) = record()
+    assert (again.uid, again.status) == (run.uid, "completed")
+    assert "goes on from its beginning" in output(job)
+
+
+def test_cancelled_job_is_aborted_with_a_checkpoint(slurm, record):
+    job = slurm.submit(srun(LONG), "--ntasks=1")
+    slurm.wait_for_output(job, "THIRD BATCH")
+    slurm.run("scancel", job)
+    slurm.wait_for_output(job, "aborted")
+    assert slurm.wait_for(job) == "CANCELLED"
+    (run,) = record()
+    assert run.status == "aborted"
+    assert any(key.endswith(".ckpt") for key in run.outputs)
+
+
+@pytest.mark.parametrize("plugin", ["auto_requeue: false", "requeue_signal: SIGUSR2"])
+def test_requeue_of_the_user_is_respected(slurm, project, record, plugin):
+    (project / "plugins.yaml").write_text(
+        "trainer:\n  plugins:\n"
+        "  - class_path: lightning.pytorch.plugins.environments.SLURMEnvironment\n"
+        f"    init_args:\n      {plugin}\n"
+    )
+    job = slurm.submit(srun(LONG, "--config=plugins.yaml"), "--ntasks=1")
+    slurm.wait_for_output(job, "THIRD BATCH")
+    signum = plugin[-7:] if "SIG" in plugin else "USR1"
+    slurm.run("scancel", f"--signal={signum}", job)
+    ended = slurm.wait_for(job, "PENDING", "COMPLETED", "FAILED")
+    assert ended == ("PENDING" if "SIG" in plugin else "FAILED"), output(job)
+    assert not list(project.rglob("hpc_ckpt_*"))
+    if ended == "PENDING":
+        assert record()[0].status == "scheduled"
+        slurm.run("scancel", job)
