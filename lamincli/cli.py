@@ -38,7 +38,7 @@ from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from lamincli import checkpoint_file, console
+from lamincli import checkpoint_file, console, slurm
 from lamincli.callbacks.stop import StopOnSignal
 from lamincli.errors import InstanceError, LaminTrainError, UsageError
 from lamincli.features import DESCRIPTIONS, metric_values
@@ -56,7 +56,7 @@ from lamincli.parser import (
     class_path_of,
     import_class,
 )
-from lamincli.process import DECIDED_VARIABLE, RUN_UID_VARIABLE, gives_back
+from lamincli.process import DECIDED_VARIABLE, RUN_UID_VARIABLE, gives_back, is_restarted
 from lamincli.publisher import is_draining
 from lamincli.ranks import Failure, Ranks
 from lamincli.references import References, is_reference, references_in, started_here, walk
@@ -159,6 +159,7 @@ class LaminLightningCLI(LightningCLI):
         self._resources = ExitStack()
         self._resources.enter_context(self._stop.installed())
         self._resources.enter_context(gives_back(DECIDED_VARIABLE))
+        self._resources.enter_context(slurm.known_tasks_per_node())
         try:
             super().__init__(
                 model_class=model_class,
@@ -223,7 +224,7 @@ class LaminLightningCLI(LightningCLI):
             self._stop.closing_since_s = time.monotonic()
             if LaminLightningCLI._open is self:
                 LaminLightningCLI._open = None
-            if status == "aborted" and self._stop.signum is not None:
+            if status in ("aborted", "scheduled") and self._stop.signum is not None:
                 self._tracked.note(f"stopped by {signal.Signals(self._stop.signum).name}")
             self._publish_rest()
             self._record_metrics()
@@ -336,7 +337,7 @@ class LaminLightningCLI(LightningCLI):
         # An error of the user's code in the batch after the signal is an error all the same.
         if self._stop.signum is not None and isinstance(error, (SystemExit, KeyboardInterrupt)):
             self._note_of_ranks(lost)
-            self.finish("errored" if lost else "aborted")
+            self._stop_by_signal(bool(lost))
             raise SystemExit(self._stop.exit_code) from None
         if isinstance(error, KeyboardInterrupt):
             self.finish("aborted", error)
@@ -364,6 +365,23 @@ class LaminLightningCLI(LightningCLI):
             console.fail(str(error))
             raise SystemExit(error.exit_code) from None
         raise error
+
+    def _stop_by_signal(self, has_failed: bool) -> None:
+        """Close the run by a signal, and let SLURM start the job again if it is to go on."""
+        tracked = self._tracked
+        state = None if tracked is None or has_failed else slurm.state()
+        if tracked is None or state is None:
+            self.finish("errored" if has_failed else "aborted")
+            return
+        is_asked = self._stop.signum == self._stop.requeue_signal or state.is_preempted
+        is_ours = is_asked and self._stop.requeue_signal is not None and not state.is_requeued
+        if is_ours and not state.can_requeue:
+            console.warn("SLURM cannot requeue this job: it is interactive, or has --no-requeue")
+        is_ours = is_ours and state.can_requeue
+        self.finish("scheduled" if is_ours or state.is_requeued else "aborted")
+        if is_ours and (why := slurm.requeue()):
+            console.warn(f"SLURM has not requeued the job: {why}")
+            tracked.goes_on_no_more()
 
     def _failure(self, error: BaseException) -> Failure | None:
         """Describe what has ended this rank, unless it was asked to end."""
@@ -718,12 +736,14 @@ class LaminLightningCLI(LightningCLI):
                 return None  # there is no instance yet, and so no run
             raise
         if self._resumption is None:
-            self._resumption = find(word, slug)
+            self._resumption = find(word, slug, of_folder=self._resume == AUTO)
         return self._resumption
 
     def _find_resumption(self) -> None:
         """Find the run to go on with, if that is asked, and keep that out of the config."""
         word = self._resume = self._lamin_options().resume
+        if word is None and self._goes_on_by_itself():
+            word = AUTO
         if word is None:
             return
         self._get_config()["lamin"]["resume"] = None
@@ -737,10 +757,16 @@ class LaminLightningCLI(LightningCLI):
         found = self._resumption
         assert found is not None
         words = self._args if isinstance(self._args, list) else sys.argv[1:]
-        if option_in(words, "--ckpt_path") is not None:
+        if word != AUTO and option_in(words, "--ckpt_path") is not None:
             found.checkpoint = None
         elif found.checkpoint is not None:
             self._get_config()["ckpt_path"] = None  # from which the run began, once
+
+    def _goes_on_by_itself(self) -> bool:
+        """Tell whether SLURM or torchrun has started this fit again, to go on with its run."""
+        if self.subcommand != "fit" or not is_restarted() or self._is_typed("resume"):
+            return False
+        return self._lamin_options().track and not self._trainer_option("fast_dev_run")
 
     def _told_of_run(self, word: str) -> dict[str, Any] | None:
         """Find the run to go on with; returns what the other ranks need to know of it."""
@@ -956,6 +982,9 @@ class LaminLightningCLI(LightningCLI):
 
             if why := why_no_key(predictions):
                 mistakes.append(f"--lamin.predictions {predictions}: {why}")
+        is_alone = all(str(self._trainer_option(name)) == "1" for name in ("devices", "num_nodes"))
+        if not is_alone and not self._trainer_option("plugins"):
+            mistakes += filter(None, [slurm.why_not_without_srun()])
         path = str(self._get(self.config, "ckpt_path") or "")
         is_word = path in ("", "best", "last", "hpc") or path.startswith("registry")
         if not is_word and (why := self._why_no_checkpoint(path)):
@@ -1038,6 +1067,8 @@ class LaminLightningCLI(LightningCLI):
             self._begin()
         self._ranks.close()
         self._instantiate()
+        if self._publishes and self._made_trainer is not None:
+            self._stop.take_over_requeue(self._made_trainer)
         self._ranks.wait_for_all(getattr(self._made_trainer, "world_size", 1))
         self._outlive_ranks()
 
@@ -1197,6 +1228,8 @@ class LaminLightningCLI(LightningCLI):
             ending.rows |= {"predictions key": key} if key else {}
             if self._predictions.local_path is not None:
                 ending.rows["predictions"] = _short(self._predictions.local_path)
+        if status == "scheduled":
+            ending.rows["next"] = "SLURM starts this job again, and the run goes on"
         ending.unpublished = self.unpublished
         if self.unpublished:
             ending.commands["publish the rest"] = ["lamin-train", "sync"]
@@ -1221,6 +1254,8 @@ class LaminLightningCLI(LightningCLI):
         config = self._config_saver and self._config_saver.local_path
         arguments = ["--config", _short(config), "--ckpt_path", _short(path)] if config else None
         elsewhere = self._get(self.config, "lamin").get("instance") is not None
+        if status == "scheduled":
+            return
         if not completed:
             program, run = _program(), self._tracked.uid
             is_script = program[-1].endswith(".py")

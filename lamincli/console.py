@@ -61,7 +61,8 @@ class Ending:
 def show_ending(ending: Ending) -> None:
     """Print the closing panel. Nothing in it is boxed or wrapped: commands stay pasteable."""
     console = _console()
-    style = {"completed": "green", "aborted": "yellow"}.get(ending.status, "red")
+    styles = {"completed": "green", "aborted": "yellow", "scheduled": "yellow"}
+    style = styles.get(ending.status, "red")
     head = Text.assemble(
         "run ", (ending.run, "bold"), " ", (ending.status, f"bold {style}"), f" · {ending.instance}"
     )

@@ -116,8 +116,16 @@ def job_id() -> str | None:
         job = f"{job}_{os.environ.get('SLURM_ARRAY_TASK_ID', '')}"
     if job := job or os.environ.get("SLURM_JOB_ID"):
         return f"slurm:{os.environ.get('SLURM_CLUSTER_NAME', '')}:{job}"
-    run = os.environ.get("TORCHELASTIC_RUN_ID", "none")
-    return None if run == "none" else f"torchrun:{run}"
+    if (run := os.environ.get("TORCHELASTIC_RUN_ID")) == "none":  # torchrun's default
+        agent = os.getppid()
+        run = f"{socket.gethostname()}:{agent}:{_started_s(agent):.2f}"
+    return None if run is None else f"torchrun:{run}"
+
+
+def is_restarted() -> bool:
+    """Tell whether SLURM or torchrun has started this job before."""
+    counts = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
+    return any(int(os.environ.get(name, "0")) > 0 for name in counts)
 
 
 def started_program() -> dict[str, str]:

@@ -99,12 +99,13 @@ class Resumption:
             return None
 
 
-def find(word: str, slug: str) -> Resumption | None:
+def find(word: str, slug: str, of_folder: bool = True) -> Resumption | None:
     """Find the run to go on with, and its last checkpoint.
 
     Args:
         word: The uid of a run, a prefix of one, ``latest``, or ``auto`` for the run of this job.
         slug: The connected instance.
+        of_folder: Let ``auto`` take the last run of this folder where the job has none.
 
     Returns:
         `None` for ``auto`` where this job has no run that could go on.
@@ -116,7 +117,7 @@ def find(word: str, slug: str) -> Resumption | None:
     import lamindb as ln
 
     runs = ln.Run.objects
-    run = _of_this_job(runs, slug) if word == AUTO else find_run(word, runs, slug)
+    run = _of_this_job(runs, slug, of_folder) if word == AUTO else find_run(word, runs, slug)
     if run is None:
         return None
     _check(run)
@@ -173,7 +174,7 @@ def forget(run_uid: str) -> None:
 # -- the run ------------------------------------------------------------------------------------
 
 
-def _of_this_job(runs: Any, slug: str) -> Any:
+def _of_this_job(runs: Any, slug: str, of_folder: bool) -> Any:
     from lamincli.registry.lamin import EXTRA_DATA_KEY
 
     run, job = None, job_id()
@@ -185,7 +186,7 @@ def _of_this_job(runs: Any, slug: str) -> Any:
         run = of_job.filter(**{f"extra_data__{EXTRA_DATA_KEY}__command": words}).first()
         if run is None and not is_repeated:
             run = of_job.first()
-    if run is None and RUN_FILE.exists():
+    if run is None and of_folder and RUN_FILE.exists():
         try:
             note = json.loads(RUN_FILE.read_text())
             uid, instance = note["run"], note["instance"]

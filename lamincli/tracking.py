@@ -30,7 +30,7 @@ from filelock import FileLock
 from lamindb.base.types import RUN_STATUS_TO_CODE
 from lamindb.errors import DoesNotExist
 
-from lamincli import __version__, console, hardware
+from lamincli import __version__, console, hardware, slurm
 from lamincli.errors import InstanceError, RecordError, did_you_mean, first_line
 from lamincli.features import as_json, dtype_of, metric_values, strings_in
 from lamincli.instance import lock_path
@@ -50,7 +50,7 @@ from lamincli.registry.outages import forget_lost_connections
 from lamincli.source import Source, hashes_of_modules
 from lamincli.spool import Job, Spool, known_spools
 
-Status = Literal["completed", "errored", "aborted"]
+Status = Literal["completed", "errored", "aborted", "scheduled"]  # the last: it will go on
 
 _CLI_ARGS_LENGTH = 1024
 _OWNED: set[str] = set()  # uids of the open runs that this process began
@@ -242,6 +242,10 @@ class TrackedRun:
             self._try("left as it was", partial(_leave, folder, job))
         self._let_go()
 
+    def goes_on_no_more(self) -> None:
+        """Close a run as aborted that was to go on by itself."""
+        self._try("closed as aborted", partial(self._set_ending, "aborted"))
+
     def _let_go(self) -> None:
         ln.setup.logger.set_handler()
         _OWNED.discard(self.uid)
@@ -367,6 +371,7 @@ def begin(
             "command": record.get("command", command),
             "process": process,
             "job": job_id(),
+            **({"slurm": facts} if (facts := slurm.facts()) else {}),
             "program": started_program(),
             "hardware": hardware.describe(),
             "files": _hashes_of_files(params),

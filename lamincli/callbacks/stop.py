@@ -45,7 +45,8 @@ class StopOnSignal(pl.Callback):
     def __init__(self) -> None:
         self.signum: int | None = None
         self.closing_since_s: float | None = None  # signals wait while the run is being closed
-        self._taken: tuple[int, ...] = ()
+        self.requeue_signal: int | None = None
+        self._previous: dict[int, Any] = {}
         self._trainer: pl.Trainer | None = None  # while its loops run
         self._batches = 0
         self._check_after = 1
@@ -57,17 +58,34 @@ class StopOnSignal(pl.Callback):
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        previous: dict[int, Any] = {}
         for name, default in _DEFAULTS.items():
-            number = getattr(signal, name, None)  # Windows has no SIGHUP
-            if number is not None and signal.getsignal(number) == default:
-                previous[number] = signal.signal(number, self._on_signal)
-        self._taken = tuple(previous)
+            if (number := getattr(signal, name, None)) is not None:  # Windows has no SIGHUP
+                self._take(number, default)
         try:
             yield self
         finally:
-            for number, handler in previous.items():
+            for number, handler in self._previous.items():
                 signal.signal(number, handler)
+
+    def _take(self, number: int, default: Any) -> None:
+        if signal.getsignal(number) == default:
+            self._previous[number] = signal.signal(number, self._on_signal)
+
+    def take_over_requeue(self, trainer: pl.Trainer) -> None:
+        """Do in Lightning's place what it does when SLURM asks for a requeue.
+
+        Lightning saves a checkpoint of its own within the signal handler, in the middle of a
+        batch, and trains on. Here the requeue signal stops the training softly; the requeue
+        follows when the run is closed. Without ``auto_requeue``, the signal is the user's.
+        """
+        environment = trainer._accelerator_connector.cluster_environment
+        is_main = threading.current_thread() is threading.main_thread()
+        if not (isinstance(environment, SLURMEnvironment) and environment.auto_requeue and is_main):
+            return
+        environment.auto_requeue = False
+        self.requeue_signal = environment.requeue_signal
+        if self.requeue_signal is not None:
+            self._take(self.requeue_signal, signal.SIG_DFL)
 
     @property
     def exit_code(self) -> int:
@@ -107,14 +125,14 @@ class StopOnSignal(pl.Callback):
         """Know the trainer that can be stopped, now that its loop begins.
 
         Lightning has just put a handler of its own before ours, which broadcasts between ranks
-        from within the signal handler and so hangs them; only its SLURM requeue needs it.
+        from within the signal handler and so hangs them; only its own SLURM requeue needs it.
         """
         if self.signum is not None:  # it came too late for the loop before
             raise SystemExit(self.exit_code)
         self._trainer = trainer
         environment = trainer._accelerator_connector.cluster_environment
         requeues = isinstance(environment, SLURMEnvironment) and environment.auto_requeue
-        if signal.SIGTERM in self._taken and not requeues:
+        if signal.SIGTERM in self._previous and not requeues:
             signal.signal(signal.SIGTERM, self._on_signal)
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

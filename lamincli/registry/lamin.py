@@ -315,12 +315,17 @@ def add_metrics(run: Any, values: dict[str, Any]) -> None:
 
 
 def set_ending(run: Any, status: str, finished_at: datetime) -> None:
-    """Record how and when a run, and the last of its attempts, has ended."""
+    """Record how and when a run, and the last of its attempts, has ended.
+
+    A run that its scheduler will start again is ``scheduled``, and its attempt ``requeued``.
+    """
+    goes_on = status == "scheduled"
     run._status_code = RUN_STATUS_TO_CODE[status]
-    run.finished_at = finished_at
+    run.finished_at = None if goes_on else finished_at
     record = (run.extra_data or {}).get(EXTRA_DATA_KEY) or {}
     if attempts := record.get("attempts"):
-        last = {**attempts[-1], "ended_at": finished_at.isoformat(), "status": status}
+        ended = {"ended_at": finished_at.isoformat(), "status": "requeued" if goes_on else status}
+        last = {**attempts[-1], **ended}
         record = {**record, "attempts": [*attempts[:-1], last]}
         run.extra_data = {**run.extra_data, EXTRA_DATA_KEY: record}
     run.save()

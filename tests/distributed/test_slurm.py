@@ -1,0 +1,196 @@
+"""A real SLURM: one run a job, however often it is started again."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from cluster import Slurm, slurm_cluster
+
+FIT = [sys.executable, "-u", "-m", "lamincli", "fit", "--model=slow.Slow",
+       "--data=tests_models.TinyData", "--trainer.max_epochs=1", "--trainer.accelerator=cpu",
+       "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false",
+       "--trainer.callbacks=slow.Spy"]  # fmt: skip
+LONG, SHORT = "--data.size=400", "--data.size=16"
+TWO_HOSTS = ["--nodes=2", "--ntasks=2", "--ntasks-per-node=1"]
+ON_TWO_HOSTS = ["--trainer.num_nodes=2", "--trainer.devices=1", "--trainer.strategy=ddp"]
+
+SLOW = """
+import os, sys, time
+from lightning.pytorch.callbacks import Callback
+from tests_models import TinyModel
+
+class Slow(TinyModel):
+    def setup(self, stage):
+        if self.hparams["at"] == "setup" and "SLURM_RESTART_COUNT" not in os.environ:
+            print("SETTING UP", flush=True)
+            time.sleep(60)
+
+    def training_step(self, batch, batch_idx):
+        if batch_idx == 2:
+            print("THIRD BATCH", flush=True)
+        if "SLURM_RESTART_COUNT" not in os.environ:
+            time.sleep(0.3)
+        return super().training_step(batch, batch_idx)
+
+class Spy(Callback):
+    def on_train_start(self, trainer, pl_module):
+        print(f"RANK {trainer.global_rank} of {trainer.world_size} at {trainer.global_step}",
+              "lamindb" in sys.modules, flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with slurm_cluster() as started:
+        yield started
+
+
+@pytest.fixture
+def slurm(cluster: Slurm, project: Path) -> Slurm:
+    (project / "slow.py").write_text(SLOW)
+    return cluster
+
+
+def srun(*words: str) -> str:
+    return shlex.join(["srun", *FIT, *words])
+
+
+def output(job: str) -> str:
+    return "".join(file.read_text() for file in sorted(Path().glob(f"job-{job}_*.out")))
+
+
+def test_srun_is_one_run(slurm, record):
+    done = slurm.run("srun", *TWO_HOSTS, *FIT, *ON_TWO_HOSTS, SHORT)
+    assert done.returncode == 0, done.stderr
+    (run,) = record()
+    assert run.status == "completed"
+    ranks = sorted(line for line in done.stdout.splitlines() if line.startswith("RANK"))
+    assert ranks == ["RANK 0 of 2 at 0 True", "RANK 1 of 2 at 0 False"]
+    assert len([key for key in run.outputs if key.endswith(".ckpt")]) == 1
+
+
+def test_a_batch_job_is_in_the_record(slurm, record):
+    job = slurm.submit(srun(SHORT), "--ntasks=1", "--job-name=Restarts=9 x")
+    assert slurm.wait_for(job) == "COMPLETED", output(job)
+    (run,) = record()
+    assert run.status == "completed"
+    facts = run.extra["lamin_train"]["slurm"]
+    assert re.fullmatch(r"h\d", facts.pop("node_list"))
+    assert facts == {
+        "job_id": int(job), "partition": "low", "num_nodes": 1, "num_tasks": 1, "restart_count": 0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_requeue_signal_saves_and_the_same_run_goes_on(slurm, record, project, hosts):
+    options, words = (TWO_HOSTS, ON_TWO_HOSTS) if hosts == 2 else (["--ntasks=1"], [])
+    job = slurm.submit(f"{srun(LONG, *words)}; echo NEXT COMMAND", *options)
+    slurm.wait_for_output(job, "THIRD BATCH")
+    slurm.run("scancel", "--signal=USR1", job)
+    assert slurm.wait_for(job, "PENDING", "COMPLETED", "FAILED") == "PENDING", output(job)
+    (run,) = record()
+    attempts = run.extra["lamin_train"]["attempts"]
+    assert (run.status, run.finished) == ("scheduled", False), output(job)
+    assert [attempt["status"] for attempt in attempts] == ["requeued"]
+    assert len([key for key in run.outputs if key.endswith(".ckpt")]) == 1
+    assert "NEXT COMMAND" not in output(job)
+    slurm.start_now(job)
+    assert slurm.wait_for(job) == "COMPLETED", output(job)
+    (again,) = record()
+    assert (again.uid, again.status) == (run.uid, "completed"), output(job)
+    attempts = again.extra["lamin_train"]["attempts"]
+    assert [attempt["status"] for attempt in attempts] == ["requeued", "completed"]
+    assert attempts[1]["checkpoint"]["step"] > 0
+    assert again.extra["lamin_train"]["slurm"]["restart_count"] == 1
+    assert re.search(r"RANK 0 of \d at [1-9]", output(job)), "it goes on where it stopped"
+    assert not list(project.rglob("hpc_ckpt_*")), "Lightning's own requeue stays out of it"
+    assert "Restarts=1 " in slurm.run("scontrol", "--oneliner", "show", "job", job).stdout
+
+
+def test_tasks_without_tasks_per_node(slurm, record):
+    """Lightning alone refuses, for it does not know how the tasks lie on the nodes."""
+    done = slurm.run("srun", "--ntasks=2", "--nodes=1", *FIT, "--trainer.devices=2", SHORT)
+    assert done.returncode == 0, done.stderr
+    (run,) = record()
+    assert run.status == "completed"
+
+
+def test_two_tasks_without_srun_are_a_mistake(slurm, project):
+    """Lightning alone waits for ever for the second one."""
+    words = shlex.join([*FIT, "--trainer.devices=2", SHORT])
+    job = slurm.submit(f"{words}; echo CODE $?", "--ntasks=2", "--ntasks-per-node=2")
+    assert slurm.wait_for(job) == "COMPLETED"
+    assert "CODE 2" in output(job)
+    assert "srun lamin-train fit" in output(job)
+    assert not (project / "lamindb").exists()
+
+
+@pytest.mark.parametrize("how", ["preemption", "requeue", "time limit"])
+def test_the_same_run_goes_on_after(slurm, record, how):
+    words = [LONG, "--data.size=2000"] if how == "time limit" else [LONG]
+    limit = ["--time=1", "--signal=USR1@30"] if how == "time limit" else []
+    job = slurm.submit(srun(*words), "--ntasks=1", *limit)
+    slurm.wait_for_output(job, "THIRD BATCH")
+    other = None
+    if how == "preemption":
+        all_of_it = ["--partition=high", "--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=8"]
+        other = slurm.submit("sleep 1", *all_of_it)
+    elif how == "requeue":
+        slurm.run("scontrol", "requeue", job)
+    assert slurm.wait_for(job, "PENDING", "COMPLETED", "FAILED") == "PENDING", output(job)
+    (run,) = record()
+    assert run.status == "scheduled", output(job)
+    if other is not None:
+        slurm.wait_for(other)
+    slurm.start_now(job)
+    assert slurm.wait_for(job) == "COMPLETED", output(job)
+    (again,) = record()
+    assert (again.uid, again.status) == (run.uid, "completed"), output(job)
+    assert again.extra["lamin_train"]["attempts"][1]["checkpoint"]["step"] > 0
+    assert "Restarts=1 " in slurm.run("scontrol", "--oneliner", "show", "job", job).stdout
+
+
+def test_requeued_before_it_saved_it_begins_again_as_the_same_run(slurm, record):
+    job = slurm.submit(srun(LONG, "--model.at=setup"), "--ntasks=1")
+    slurm.wait_for_output(job, "SETTING UP")
+    slurm.run("scontrol", "requeue", job)
+    slurm.wait_for(job, "PENDING")
+    (run,) = record()
+    assert (run.status, run.outputs) == ("scheduled", []), output(job)
+    slurm.start_now(job)
+    assert slurm.wait_for(job) == "COMPLETED", output(job)
+    (again,) = record()
+    assert (again.uid, again.status) == (run.uid, "completed")
+    assert "goes on from its beginning" in output(job)
+
+
+def test_cancelled_job_is_aborted_with_a_checkpoint(slurm, record):
+    job = slurm.submit(srun(LONG), "--ntasks=1")
+    slurm.wait_for_output(job, "THIRD BATCH")
+    slurm.run("scancel", job)
+    slurm.wait_for_output(job, "aborted")
+    assert slurm.wait_for(job) == "CANCELLED"
+    (run,) = record()
+    assert run.status == "aborted"
+    assert any(key.endswith(".ckpt") for key in run.outputs)
+
+
+@pytest.mark.parametrize("plugin", ["auto_requeue: false", "requeue_signal: SIGUSR2"])
+def test_requeue_of_the_user_is_respected(slurm, project, record, plugin):
+    (project / "plugins.yaml").write_text(
+        "trainer:\n  plugins:\n"
+        "  - class_path: lightning.pytorch.plugins.environments.SLURMEnvironment\n"
+        f"    init_args:\n      {plugin}\n"
+    )
+    job = slurm.submit(srun(LONG, "--config=plugins.yaml"), "--ntasks=1")
+    slurm.wait_for_output(job, "THIRD BATCH")
+    signum = plugin[-7:] if "SIG" in plugin else "USR1"
+    slurm.run("scancel", f"--signal={signum}", job)
+    ended = slurm.wait_for(job, "PENDING", "COMPLETED", "FAILED")
+    assert ended == ("PENDING" if "SIG" in plugin else "FAILED"), output(job)
+    assert not list(project.rglob("hpc_ckpt_*"))
+    if ended == "PENDING":
+        assert record()[0].status == "scheduled"
+        slurm.run("scancel", job)
