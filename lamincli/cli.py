@@ -1038,6 +1038,10 @@ class LaminLightningCLI(LightningCLI):
             self._begin()
         self._ranks.close()
         self._instantiate()
+        if self._tracked is not None:
+            from lamincli.registry.outages import give_back_connections
+
+            give_back_connections()
         self._ranks.wait_for_all(getattr(self._made_trainer, "world_size", 1))
         self._outlive_ranks()
 
