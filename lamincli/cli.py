@@ -1069,6 +1069,10 @@ class LaminLightningCLI(LightningCLI):
         self._instantiate()
         if self._publishes and self._made_trainer is not None:
             self._stop.take_over_requeue(self._made_trainer)
+        if self._tracked is not None:
+            from lamincli.registry.outages import give_back_connections
+
+            give_back_connections()
         self._ranks.wait_for_all(getattr(self._made_trainer, "world_size", 1))
         self._outlive_ranks()
 

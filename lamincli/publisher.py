@@ -32,6 +32,8 @@ _LIGHT_BYTES = 1 << 20
 _QUIET_S = 0.05
 _LONGEST_REST_S = 30.0
 _AGAIN_S = 0.5
+_IDLE_S = 5.0
+"""How long a connection to the registry is kept for the next job."""
 PATIENCE_S = 60.0
 """How long the end of a training waits for a registry that is away."""
 _SLOWEST_BYTES_PER_S = 1e6
@@ -568,13 +570,19 @@ class Publisher:
                 self._rest()
                 outcome = self._step()
                 if outcome == "idle":
-                    self._wake.wait(_AGAIN_S if self._unsaved else None)
-                    self._wake.clear()
+                    self._wait_for_a_job()
                 elif outcome == "waiting":
                     self._stopping.wait(min(0.2, self._drainer.delay_s()))
         finally:
             with suppress(Exception):
                 self._drainer.registry.disconnect()
+
+    def _wait_for_a_job(self) -> None:
+        if not self._wake.wait(_AGAIN_S if self._unsaved else _IDLE_S) and not self._unsaved:
+            with suppress(Exception):
+                self._drainer.registry.disconnect()
+            self._wake.wait()
+        self._wake.clear()
 
     def _rest(self) -> None:
         """Stay out of the way of a training that saves small files at short intervals.

@@ -46,7 +46,7 @@ from lamincli.process import (
 from lamincli.publisher import Publisher
 from lamincli.redaction import redact, redact_argv, redact_text
 from lamincli.registry.lamin import EXTRA_DATA_KEY, LaminRegistry, add_metrics, set_ending
-from lamincli.registry.outages import forget_lost_connections
+from lamincli.registry.outages import give_back_connections
 from lamincli.source import Source, hashes_of_modules
 from lamincli.spool import Job, Spool, known_spools
 
@@ -250,6 +250,7 @@ class TrackedRun:
         ln.setup.logger.set_handler()
         _OWNED.discard(self.uid)
         vars(ln.context).update(self.context_before)
+        give_back_connections()
         os.environ.pop(RUN_UID_VARIABLE, None)
         if ln.context.run is not None:
             os.environ[RUN_UID_VARIABLE] = str(ln.context.run.uid)
@@ -268,7 +269,7 @@ class TrackedRun:
             set_ending(self.record, status, ended)
         except (OperationalError, InterfaceError):
             # The connection may have been lost in the hours since it was used.
-            forget_lost_connections()
+            give_back_connections()
             try:
                 set_ending(self.record, status, ended)
             except (OperationalError, InterfaceError) as error:

@@ -70,7 +70,10 @@ class Postgres:
     def _words(self, what: str) -> list[str]:
         if what == "stop":
             return ["-D", self._data, "-m", "immediate", "stop"]
-        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -k {self.folder} -c fsync=off"
+        options = (
+            f"-p {self.port} -c listen_addresses=127.0.0.1 -k {self.folder} -c fsync=off "
+            "-c shared_preload_libraries=pg_stat_statements"
+        )
         return ["-D", self._data, "-o", options, "-l", str(self.folder / "log"), "-w", "start"]
 
     def command(self, what: str) -> str:
@@ -90,9 +93,38 @@ class Postgres:
         shutil.rmtree(self.folder)
 
     def create_database(self, name: str) -> str:
-        words = [f"{self.url}/postgres", "-c", f'CREATE DATABASE "{name}"']
-        subprocess.run([str(postgres_binary("psql")), *words], check=True, capture_output=True)
+        self.query(f'CREATE DATABASE "{name}"')
+        self.query("CREATE EXTENSION pg_stat_statements", name)
         return f"{self.url}/{name}"
+
+    def query(self, statement: str, database: str = "postgres") -> list[list[str]]:
+        """Return the rows that a statement gives, as text."""
+        words = [f"{self.url}/{database}", "-At", "-F", "\t", "-c", statement]
+        done = subprocess.run(
+            [str(postgres_binary("psql")), *words], check=True, capture_output=True, text=True
+        )
+        return [line.split("\t") for line in done.stdout.splitlines()]
+
+    @contextmanager
+    def counted(self, database: str) -> Iterator[dict[str, int]]:
+        """Count what clients do in a database: their statements, and the sessions they open."""
+        counts: dict[str, int] = {}
+
+        def look() -> tuple[int, int]:
+            of_database = f"d.datname = '{database}'"
+            statements, sessions = self.query(
+                "SELECT COALESCE(SUM(s.calls), 0), MAX(d.sessions) FROM pg_stat_database d "
+                f"LEFT JOIN pg_stat_statements s ON s.dbid = d.datid WHERE {of_database}",
+                "stats",
+            )[0]
+            return int(statements), int(sessions)
+
+        if not self.query("SELECT 1 FROM pg_database WHERE datname = 'stats'"):
+            self.create_database("stats")
+        before = look()
+        yield counts
+        after = look()
+        counts |= {"statements": after[0] - before[0], "sessions": after[1] - before[1]}
 
 
 @contextmanager

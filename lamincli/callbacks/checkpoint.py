@@ -34,6 +34,7 @@ from lamincli.options import LaminOptions
 from lamincli.publisher import Published, Publisher
 from lamincli.redaction import redact_config
 from lamincli.registry.lamin import LaminRegistry
+from lamincli.registry.outages import give_back_connections
 from lamincli.spool import Job
 from lamincli.spool.index import FOLDER_NAME, index_folder
 from lamincli.tracking import adopt_from_parent
@@ -163,22 +164,31 @@ class Checkpoint(GoesOn, ll.Checkpoint):
         """Learn the run on every rank, and check the features once a run."""
         if trainer.is_global_zero:
             adopt_from_parent()
-            self._run_uid = ln.context.run.uid if ln.context.run else None
-        if self._run_uid and self._features_of_run == self._run_uid:
-            ModelCheckpoint.setup(self, trainer, pl_module, stage)
-            self._trainer = trainer
-        else:
-            super().setup(trainer, pl_module, stage)
-            self._features_of_run = self._run_uid
-            self._are_run_features_spooled = False
-            if trainer.is_global_zero:
-                self._feature_uids = self._look_up_features()
-                self._storage_uid = _default_storage()
+            self.learn_features(trainer, pl_module)
+        ModelCheckpoint.setup(self, trainer, pl_module, stage)
+        self._trainer = trainer
         if trainer.is_global_zero:
             self._completion = self._completion or Completion()
             self._completion.watch(trainer.strategy.checkpoint_io)
         told = (self._run_uid, self._base_prefix(trainer)) if trainer.is_global_zero else (None, "")
         self._run_uid, _ = trainer.strategy.broadcast(told)
+
+    def learn_features(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Ask the database what the jobs will name, once a run, and give its connection back.
+
+        From here on a thread publishes by the side of the training, with a connection of its own.
+
+        Runs on: global rank zero, before the training.
+        """
+        self._run_uid = ln.context.run.uid if ln.context.run else None
+        if self._run_uid and self._features_of_run == self._run_uid:
+            return
+        self._feature_annotator.setup(trainer, pl_module)
+        self._features_of_run = self._run_uid
+        self._are_run_features_spooled = False
+        self._feature_uids = self._look_up_features()
+        self._storage_uid = _default_storage()
+        give_back_connections()
 
     def set_publishing(self, options: LaminOptions) -> None:
         """Let the options of the command line hold for this callback too, where they are given."""

@@ -61,6 +61,7 @@ class SaveConfigCallback(ll.SaveConfigCallback):
             adopt_from_parent()
             if self.save_to_log_dir:
                 self.local_path = self._write(trainer)
+                _learn_features(trainer, pl_module)
                 if not self.is_of_resumption:
                     self._save_config(trainer, self.local_path)
             self.save_config(trainer, pl_module, stage)
@@ -124,6 +125,13 @@ class Beginning(pl.Callback):
         saver = config_saver(trainer)
         if saver is not None and saver.is_of_resumption and saver.local_path is not None:
             saver._save_config(trainer, saver.local_path)
+
+
+def _learn_features(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    """Let the callbacks ask the database what they need before a thread publishes by its side."""
+    for callback in trainer.callbacks:
+        if isinstance(callback, Checkpoint):
+            callback.learn_features(trainer, pl_module)
 
 
 def config_saver(trainer: Any) -> SaveConfigCallback | None:

@@ -215,9 +215,9 @@ def _child(original: Any, pid: int) -> Any:
     import lamindb as ln
 
     from lamincli.registry.lamin import EXTRA_DATA_KEY
-    from lamincli.registry.outages import forget_lost_connections
+    from lamincli.registry.outages import give_back_connections
 
-    forget_lost_connections()  # hours may have passed
+    give_back_connections()  # hours may have passed
     made_by = {f"extra_data__{EXTRA_DATA_KEY}__process__pid": pid}
     children = ln.Run.objects.filter(initiated_by_run=original, **made_by)
     return children.filter(started_at__gte=original.started_at).order_by("-id").first()

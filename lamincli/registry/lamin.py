@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lamindb as ln
-from django.db import IntegrityError, connections, transaction
+from django.db import IntegrityError, transaction
 from django.db.models import Q
 from lamindb.base.types import RUN_STATUS_TO_CODE
 from lamindb.models._is_versioned import create_uid
@@ -112,7 +112,7 @@ class LaminRegistry:
 
     def disconnect(self) -> None:
         """Let go of the connections of this thread."""
-        connections.close_all()
+        outages.give_back_connections()
 
     # -- artifacts ---------------------------------------------------------------------------
 

@@ -59,8 +59,12 @@ def verdict(error: BaseException) -> Verdict:
     return "park"
 
 
-def forget_lost_connections() -> None:
-    """Let the next query open a new connection; Django would go on with the broken one."""
+def give_back_connections() -> None:
+    """Close the connections of this thread, outside a transaction; the next query opens new ones.
+
+    So a job holds one connection at most, and none while nothing is published. One that was lost
+    meanwhile is forgotten likewise, with which Django would go on.
+    """
     for connection in connections.all(initialized_only=True):
         if not connection.in_atomic_block:
             connection.close()
