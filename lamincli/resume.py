@@ -132,7 +132,7 @@ def find(word: str, slug: str) -> Resumption | None:
             continue
         if (content := checkpoint_file.read(path)) is None:
             console.warn(f"{path} is incomplete; looking for an earlier checkpoint")
-        elif content and "optimizer_states" not in content:
+        elif content and "lr_schedulers" not in content:
             holds_weights = True
         else:
             found.checkpoint, found.step = path, checkpoint.step
