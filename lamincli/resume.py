@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +234,7 @@ class _Found:
     artifact: Any = None
     callback: str = ""
     key: str = ""
+    put_back: Callable[[], Path] | None = None
     _is_checked: bool = False
 
     @property
@@ -243,6 +245,8 @@ class _Found:
         """Return the file on this machine."""
         from lamincli.registry import download, storage
 
+        if self.put_back is not None:
+            return self.put_back()
         if self.artifact is None or self._is_checked:
             assert self.local is not None
             return self.local
@@ -288,10 +292,8 @@ def _spooled(uid: str) -> Iterator[_Found]:
                 job = spool.look(state, name)
                 if job is None or (job.action, job.kind, job.run) != ("save", "checkpoint", uid):
                     continue
-                local = Path(job.local_path)
-                pin = spool.pin_of(job) if job.pin else local
-                place = local if local.exists() else pin
-                yield _Found(job.notes.get("step", 0), job.at, place, None, job.callback, job.key)
+                yield _Found(job.notes.get("step", 0), job.at, Path(job.local_path), None,
+                             job.callback, job.key, partial(spool.put_back, job))  # fmt: skip
 
 
 def _unknown(folders: set[Path], newest: str, known: set[Path | None]) -> Iterator[_Found]:

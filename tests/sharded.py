@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from tests_models import TinyModel
 from torch.distributed.fsdp import fully_shard
 
@@ -24,13 +24,11 @@ class FullyShardedModel(TinyModel):
 
 
 class SlowWriter(dcp.FileSystemWriter):
-    """Rank one is slower than rank zero; killed there where the environment says so."""
+    """Rank one is slower than rank zero."""
 
     def write_data(self, plan, planner):  # type: ignore[no-untyped-def]
         written = super().write_data(plan, planner)
         if dist.get_rank() == 1:
-            if os.environ.get("KILL_WRITING") == Path(self.path).name:
-                os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(0.3)
         return written
 
@@ -87,3 +85,20 @@ class PartOfEachRank(TorchCheckpointIO):
 class AsyncPartOfEachRank(AsyncCheckpointIO):
     def __init__(self) -> None:
         super().__init__(PartOfEachRank())
+
+
+class TearingStrategy(ModelParallelStrategy):
+    """Rank one is killed half-way through the save that the environment names."""
+
+    def setup(self, trainer):  # type: ignore[no-untyped-def]
+        super().setup(trainer)
+        if self.global_rank == 0 and "TAKE_AWAY" in os.environ:  # the database, once it has a run
+            os.rename(os.environ["TAKE_AWAY"], "away")
+
+    def save_checkpoint(self, checkpoint, filepath, storage_options=None):  # type: ignore[no-untyped-def]
+        name = f"{Path(filepath).name}:{checkpoint['global_step']}"
+        if self.global_rank == 1 and os.environ.get("TEAR") == name:
+            Path(filepath).mkdir(exist_ok=True)
+            Path(filepath, "__1_0.distcp").write_bytes(b"torn")
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().save_checkpoint(checkpoint, filepath, storage_options)

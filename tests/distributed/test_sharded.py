@@ -85,3 +85,53 @@ def test_folder_is_published_when_all_ranks_have_written(shell, project, checkpo
             steps = {torch.load(Path(one["path"], name))["step"] for name in NAMES[kind]}
             assert steps == {6}
     assert not list(project.rglob(".lamin_spool"))
+
+
+def sharded_over(ranks, strategy="lightning.pytorch.strategies.ModelParallelStrategy"):
+    return [
+        "--model=sharded.FullyShardedModel",
+        f"--trainer.devices={ranks}",
+        f"--trainer.strategy={strategy}",
+        f"--trainer.strategy.data_parallel_size={ranks}",
+        "--trainer.strategy.tensor_parallel_size=1",
+    ]
+
+
+def test_reference_is_loaded_by_another_number_of_ranks(shell, project, checkpoints):
+    learned = ["--model.learning_rate=0.03"]
+    done = shell(*FIT, *sharded_over(2), *learned, "--trainer.max_epochs=1", timeout_s=200)
+    assert done.returncode == 0, done.stderr
+    (project / "work").rename(project / "gone")  # it comes from LaminDB
+    words = ["--ckpt_path=lamin:run/latest/last", "--checkpoint.dirpath=other"]
+    done = shell(*FIT, *sharded_over(1), *words, timeout_s=200)
+    assert done.returncode == 0, done.stderr
+    names = sorted(one["key"].rpartition("/")[2] for one in checkpoints())
+    assert names == ["epoch=0-step=2.ckpt", "epoch=2-step=10.ckpt", "last.ckpt", "last.ckpt"]
+    hparams = torch.load(project / "other/last.ckpt/meta.pt")["hyper_parameters"]
+    assert hparams["learning_rate"] == 0.03, "as the checkpoint has it"
+    done = shell("test", *FIT[1:3], *sharded_over(2), *words[:1], timeout_s=200)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("is_away", [False, True])
+@pytest.mark.parametrize("torn", ["epoch=1-step=4.ckpt", "last.ckpt"])
+def test_torn_folder_is_passed_over(shell, project, checkpoints, torn, is_away):
+    """A rank is killed while it writes: also over a checkpoint that is in the spool only."""
+    words = [*FIT, *sharded_over(2, "sharded.TearingStrategy")]
+    outage = {"TAKE_AWAY": "lamindb/.lamindb"} if is_away else {}
+    done = shell(*words, "--lamin.patience_s=1", timeout_s=200, TEAR=f"{torn}:4", **outage)
+    assert done.returncode != 0
+    assert not (project / "work/checkpoints" / torn / ".metadata").exists()
+    if is_away:
+        (project / "away").rename(project / "lamindb/.lamindb")
+    done = shell("resume", "latest", timeout_s=200)
+    assert done.returncode == 0, done.stderr
+    found = checkpoints()
+    assert [one["key"].rpartition("/")[2] for one in found] == ["epoch=2-step=6.ckpt", "last.ckpt"]
+    assert len({one["run"] for one in found}) == 1
+    for one in found:
+        assert one["status"] == "completed"
+        published = files_of(one["path"])
+        assert sorted(published) == NAMES["ModelParallel"]
+        assert published == files_of(project / "work/checkpoints" / one["key"].rpartition("/")[2])
+    assert not list(project.rglob(".lamin_spool"))
