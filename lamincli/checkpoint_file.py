@@ -1,5 +1,6 @@
 """What a checkpoint holds, read without its weights, and why one cannot be used."""
 
+import os
 import pickle
 import re
 import zipfile
@@ -14,7 +15,7 @@ def hyper_parameters(path: str, weights_only: bool, is_plain: bool) -> dict[str,
     """Return the hyper-parameters of the model in a checkpoint, of which only these are read.
 
     Args:
-        path: The file.
+        path: The file, or the folder of a sharded checkpoint.
         weights_only: Refuse what would run code when it is loaded.
         is_plain: Checkpoints are files of torch. Otherwise a file that torch cannot read is that of
             a plugin or strategy, and has none that are known.
@@ -25,12 +26,15 @@ def hyper_parameters(path: str, weights_only: bool, is_plain: bool) -> dict[str,
     import torch
 
     try:
-        with open(path, "rb") as file:
+        file_path = _with_hyper_parameters(Path(path))
+        if Path(path).is_dir() and not file_path.exists():
+            return {}
+        with open(file_path, "rb") as file:
             start = file.read(2)
         maps = start == b"PK"  # older checkpoints are read whole
         if not maps and start[:1] != pickle.PROTO:
             raise ValueError("neither an archive nor a pickle")
-        content = torch.load(path, weights_only=weights_only, map_location="cpu", mmap=maps)
+        content = torch.load(file_path, weights_only=weights_only, map_location="cpu", mmap=maps)
         hparams = dict(content["hyper_parameters"] or {}) if "hyper_parameters" in content else {}
     except Exception as error:  # of many kinds, where it is none
         if isinstance(error, pickle.UnpicklingError):
@@ -52,12 +56,36 @@ def hyper_parameters(path: str, weights_only: bool, is_plain: bool) -> dict[str,
     return hparams
 
 
+def is_marked(folder: Path) -> bool:
+    """Tell whether a folder has the file that is written last, when all ranks have written.
+
+    Source: `torch.distributed.checkpoint` writes ``.metadata`` last, and DeepSpeed ``latest``.
+    """
+    return any((folder / name).exists() for name in (".metadata", "latest"))
+
+
+def is_whole(folder: Path) -> bool:
+    """Tell whether all ranks have written a folder; one of an unknown kind is taken for whole."""
+    names = os.listdir(folder)
+    is_sharded = any(name.endswith((".distcp", ".tmp")) or name == "checkpoint" for name in names)
+    return is_marked(folder) or (bool(names) and not is_sharded)
+
+
+def _with_hyper_parameters(path: Path) -> Path:
+    """Return the file that holds what is no tensor: of a sharded checkpoint, one in the folder."""
+    return path / "meta.pt" if path.is_dir() else path
+
+
 def read(path: Path) -> dict[str, Any] | None:
     """Read a checkpoint without its weights; `None` if it is torn, empty if it cannot be known."""
     import torch
 
     if path.is_dir():
-        return {}
+        if not is_whole(path):
+            return None
+        if not _with_hyper_parameters(path).exists():
+            return {}
+    path = _with_hyper_parameters(path)
     try:
         if not zipfile.is_zipfile(path):
             return None

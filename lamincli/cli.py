@@ -798,7 +798,7 @@ class LaminLightningCLI(LightningCLI):
             if self._resumption is not None:
                 path = self._resumption.checkpoint or path
             # After a fit, the config is that of the checkpoint.
-            if path and Path(path).is_file() and self._follows is None:
+            if path and Path(path).exists() and self._follows is None:
                 self._take_hparams(str(path))
         self._look_up("model", "data")
 
@@ -1273,6 +1273,7 @@ class LaminLightningCLI(LightningCLI):
         uid = self._tracked.artifact_uid(key)
         # Lightning can make the model again if it keeps its arguments, or takes none.
         loadable = self.model.hparams or not signature(kind).parameters
+        loadable = loadable and not Path(path).is_dir()  # that takes the strategy that saved it
         if kind.__module__ != "__main__" and uid and loadable:
             name = kind.__qualname__
             code = (

@@ -331,6 +331,15 @@ def _store_in_reach() -> TCPStore | None:
         return None
 
 
+@cache
+def store() -> TCPStore:
+    """Return the store of the process group, which is there."""
+    found = _store_in_reach()
+    if found is None:
+        raise RuntimeError("the process group has no store in reach")
+    return found
+
+
 def _is_reachable(address: tuple[str, int]) -> bool:
     try:
         with socket.create_connection(address, timeout=1):

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,7 @@ def find(word: str, slug: str, of_folder: bool = True) -> Resumption | None:
             continue
         if (content := checkpoint_file.read(path)) is None:
             console.warn(f"{path} is incomplete; looking for an earlier checkpoint")
-        elif content and "optimizer_states" not in content:
+        elif content and "lr_schedulers" not in content:
             holds_weights = True
         else:
             found.checkpoint, found.step = path, checkpoint.step
@@ -234,6 +235,7 @@ class _Found:
     artifact: Any = None
     callback: str = ""
     key: str = ""
+    put_back: Callable[[], Path] | None = None
     _is_checked: bool = False
 
     @property
@@ -244,6 +246,8 @@ class _Found:
         """Return the file on this machine."""
         from lamincli.registry import download, storage
 
+        if self.put_back is not None:
+            return self.put_back()
         if self.artifact is None or self._is_checked:
             assert self.local is not None
             return self.local
@@ -289,10 +293,8 @@ def _spooled(uid: str) -> Iterator[_Found]:
                 job = spool.look(state, name)
                 if job is None or (job.action, job.kind, job.run) != ("save", "checkpoint", uid):
                     continue
-                local = Path(job.local_path)
-                pin = spool.pin_of(job) if job.pin else local
-                place = local if local.exists() else pin
-                yield _Found(job.notes.get("step", 0), job.at, place, None, job.callback, job.key)
+                yield _Found(job.notes.get("step", 0), job.at, Path(job.local_path), None,
+                             job.callback, job.key, partial(spool.put_back, job))  # fmt: skip
 
 
 def _unknown(folders: set[Path], newest: str, known: set[Path | None]) -> Iterator[_Found]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 import time
 import traceback
 from collections import deque
@@ -22,11 +21,9 @@ import lamindb as ln
 import lightning.pytorch as pl
 from lamindb.base.uids import base62
 from lamindb.integrations import lightning as ll
-from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lamincli import console
-from lamincli.callbacks.completion import Completion
 from lamincli.callbacks.follow import GoesOn
 from lamincli.events import ArtifactRemovedEvent, ArtifactSavedEvent
 from lamincli.features import DESCRIPTIONS, as_json
@@ -101,7 +98,6 @@ class Checkpoint(GoesOn, ll.Checkpoint):
     _spool_limit_gb: float | None = None
     _patience_s: float = 60.0
     _publisher: Publisher | None = None
-    _completion: Completion | None = None
     _feature_uids: dict[str, str] | None = None
     _storage_uid: str = ""
     _are_run_features_spooled: bool = False
@@ -167,9 +163,6 @@ class Checkpoint(GoesOn, ll.Checkpoint):
             self.learn_features(trainer, pl_module)
         ModelCheckpoint.setup(self, trainer, pl_module, stage)
         self._trainer = trainer
-        if trainer.is_global_zero:
-            self._completion = self._completion or Completion()
-            self._completion.watch(trainer.strategy.checkpoint_io)
         told = (self._run_uid, self._base_prefix(trainer)) if trainer.is_global_zero else (None, "")
         self._run_uid, _ = trainer.strategy.broadcast(told)
 
@@ -230,20 +223,11 @@ class Checkpoint(GoesOn, ll.Checkpoint):
 
     def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
         if not trainer.is_global_zero:
-            ModelCheckpoint._save_checkpoint(self, trainer, filepath)
+            super()._save_checkpoint(trainer, filepath)
             return
-        completion = self._completion = self._completion or Completion()
         with self._publisher_for(trainer).saving():
             self._spool_run(trainer)
-            plugin = trainer.strategy.checkpoint_io
-            _give_up_shared_name(filepath, plugin)
-            completion.expect(str(filepath), self._prepare(trainer, filepath), plugin)
-            try:
-                ModelCheckpoint._save_checkpoint(self, trainer, filepath)
-            except BaseException:
-                completion.forget(str(filepath))
-                raise
-            completion.returned(plugin, str(filepath))
+            self._save_then(trainer, filepath, self._prepare(trainer, filepath))
         self._tell(trainer)
 
     def _remove_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
@@ -496,7 +480,7 @@ class Checkpoint(GoesOn, ll.Checkpoint):
             limit_s: Wait no longer than this.
         """
         if self._completion is not None:
-            self._completion.torn_down()
+            self._completion.torn_down(trainer)
         self._tell(trainer)
         publisher = self._publisher_for(trainer)
         publisher.drain(limit_s, self._patience_s)
@@ -514,6 +498,8 @@ class Checkpoint(GoesOn, ll.Checkpoint):
         return due
 
     def _tell(self, trainer: pl.Trainer) -> None:
+        if self._completion is not None:
+            self._completion.look()
         while self._due:
             self._survive(self._due.popleft(), "publishing")
         if self._publisher is None or not self._publisher.has_news:
@@ -617,25 +603,6 @@ def _existing(place: Path) -> Path:
 def _as_text(filepath: Path | str) -> str:
     text = str(filepath)
     return text if "://" in text or not text else os.path.abspath(text)
-
-
-def _give_up_shared_name(filepath: str, plugin: Any) -> None:
-    """Let a save over an existing file make a new one, where it would write into the old one.
-
-    The pin of the earlier save is a link to the same content. Lightning replaces files by a rename
-    unless the folder for temporary files is on another device: then it copies into the old file.
-    """
-    try:
-        status = os.stat(filepath)
-    except (OSError, ValueError):
-        return
-    if status.st_nlink < 2 or os.path.isdir(filepath):
-        return
-    is_replaced = (
-        type(plugin) is TorchCheckpointIO and status.st_dev == os.stat(tempfile.gettempdir()).st_dev
-    )
-    if not is_replaced:
-        os.unlink(filepath)
 
 
 def adopt(callback: ll.ArtifactPublishingModelCheckpoint) -> None:

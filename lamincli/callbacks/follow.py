@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
@@ -17,6 +18,7 @@ from lightning.pytorch.cli import SaveConfigCallback as LightningSaveConfigCallb
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lamincli.callbacks import rng
+from lamincli.callbacks.completion import Completion
 from lamincli.errors import MonitorNotLoggedError, did_you_mean
 
 
@@ -34,6 +36,7 @@ class GoesOn(ModelCheckpoint):
     _goes_on: bool = False
     _prefix: str | None = None
     _random: dict[str, Any] | None = None
+    _completion: Completion | None = None
 
     def go_on(self, prefixes: dict[str, str]) -> None:
         """Take the checkpoint to be loaded for one of this run: go on as if it had not ended.
@@ -86,6 +89,15 @@ class GoesOn(ModelCheckpoint):
         trainer = self._trainer
         usable = trainer is None or not trainer.is_global_zero or _can_be_used(folder)
         return usable if trainer is None else bool(trainer.strategy.broadcast(usable))
+
+    def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
+        self._save_then(trainer, filepath, lambda: None)
+
+    def _save_then(self, trainer: pl.Trainer, filepath: str, then: Callable[[], None]) -> None:
+        """Save, and call back once every rank has written."""
+        self._completion = self._completion or Completion()
+        with self._completion.saving(trainer, filepath, then):
+            ModelCheckpoint._save_checkpoint(self, trainer, filepath)
 
     def _should_remove_checkpoint(self, trainer: pl.Trainer, previous: str, current: str) -> bool:
         # Lightning keeps the one that training goes on from, for it may be another run's.

@@ -16,6 +16,7 @@ _SQLITE_NEEDS_SOMEBODY = (
     )
     else set()
 )
+_SQLITE_MOVED = 1032  # SQLITE_READONLY_DBMOVED: the file is away, as with the disk that it is on
 _POSTGRES_NEEDS_SOMEBODY = ("28", "3D", "42")  # credentials, no such database, no such table
 _STORE_NEEDS_SOMEBODY = {
     "AccessDenied",
@@ -42,7 +43,7 @@ def verdict(error: BaseException) -> Verdict:
     if isinstance(error, OperationalError):
         cause = error.__cause__
         code = getattr(cause, "sqlite_errorcode", None)
-        if code is not None and code & 0xFF in _SQLITE_NEEDS_SOMEBODY:
+        if code is not None and code != _SQLITE_MOVED and code & 0xFF in _SQLITE_NEEDS_SOMEBODY:
             return "park"
         state = getattr(cause, "pgcode", None) or getattr(cause, "sqlstate", None) or ""
         return "park" if state.startswith(_POSTGRES_NEEDS_SOMEBODY) else "retry"

@@ -289,6 +289,23 @@ class Spool:
         """Return the file or folder that a job publishes."""
         return self.folder / job.pin
 
+    def put_back(self, job: Job) -> Path:
+        """Return a checkpoint where it was saved, put back from its pin if it is lost or torn.
+
+        The pin itself goes once it is published, which may be before a training has loaded it.
+        """
+        local, pin = Path(job.local_path), self.pin_of(job)
+        is_folder_intact = local.is_dir() and measure(local) == (job.size_bytes, job.stamp)
+        if local.is_file() or is_folder_intact or not (job.pin and pin.exists()):
+            return local
+        try:
+            _remove(local)
+            local.parent.mkdir(parents=True, exist_ok=True)
+            _link(pin, local)
+        except OSError:
+            return pin
+        return local
+
     def _remove_pin(self, number: str) -> None:
         place = self.pins / number
         if (place / _BESIDE).is_symlink():
