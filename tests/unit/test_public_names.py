@@ -67,6 +67,7 @@ ROOMS = [
     ["errors", "options", "redaction", "features", "process", "source", "log", "hub", "console"],
     ["hardware", "differences", "recipe", "checkpoint_file", "parser"],
     ["instance", "events", "spool"],
+    ["offline", "memory"],
     ["registry"],
     ["publisher", "references"],
     ["resume"],
