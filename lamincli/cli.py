@@ -40,9 +40,16 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from lamincli import checkpoint_file, console, slurm
 from lamincli.callbacks.stop import StopOnSignal
-from lamincli.errors import InstanceError, LaminTrainError, UsageError
+from lamincli.errors import InstanceError, LaminTrainError, UnreachableError, UsageError
 from lamincli.features import DESCRIPTIONS, metric_values
-from lamincli.instance import ENVIRONMENT_VARIABLE, connected
+from lamincli.instance import (
+    ENVIRONMENT_VARIABLE,
+    Target,
+    connected,
+    import_unconnected,
+    is_connected,
+    named,
+)
 from lamincli.options import (
     CheckpointOptions,
     FeatureOptions,
@@ -60,7 +67,15 @@ from lamincli.process import DECIDED_VARIABLE, RUN_UID_VARIABLE, gives_back, is_
 from lamincli.publisher import is_draining
 from lamincli.ranks import Failure, Ranks
 from lamincli.references import References, is_reference, references_in, started_here, walk
-from lamincli.resume import AUTO, Resumption, find, forget, remember
+from lamincli.resume import (
+    AUTO,
+    Resumption,
+    begin_what_waits,
+    find,
+    find_in_spools,
+    forget,
+    remember,
+)
 from lamincli.spool import left_behind
 
 if TYPE_CHECKING:
@@ -112,6 +127,7 @@ class LaminLightningCLI(LightningCLI):
     Attributes:
         unpublished: After the end, the local paths of what is still in the spool. `lamin-train`
             exits with code 3 then; a script may do the same.
+        is_offline: Whether that was asked for, by ``--lamin.offline``.
         then: What ran the stage of ``--lamin.then``, after this one.
     """
 
@@ -151,6 +167,9 @@ class LaminLightningCLI(LightningCLI):
         self._ranks = Ranks()
         self._references = References()
         self._slug: str | None = None
+        self._away: UnreachableError | None = None  # why LaminDB is not asked any more
+        self._target: Target | None = None  # the instance then
+        self.is_offline: bool = self._follows is not None and self._follows.is_offline
         self._resume: str | None = None
         self._resumption: Resumption | None = None
         self.unpublished: list[str] = []
@@ -227,6 +246,7 @@ class LaminLightningCLI(LightningCLI):
             if status in ("aborted", "scheduled") and self._stop.signum is not None:
                 self._tracked.note(f"stopped by {signal.Signals(self._stop.signum).name}")
             self._publish_rest()
+            self._tracked.arrive()
             self._record_metrics()
             self._annotate_checkpoint(status)
             self._tracked.finish(status, error, farewell=lambda: self._show_ending(status))
@@ -247,7 +267,8 @@ class LaminLightningCLI(LightningCLI):
         self._check_values()
         begun = self._ranks.agree(lambda: self._begin_run(options))
         if not self._ranks.is_zero:
-            self._follow(begun["instance"])
+            if begun["instance"] is not None:
+                self._follow(begun["instance"])
             self._resources.enter_context(gives_back(RUN_UID_VARIABLE))
             os.environ[RUN_UID_VARIABLE] = begun["run"]
 
@@ -256,7 +277,7 @@ class LaminLightningCLI(LightningCLI):
         self._resources.enter_context(gives_back(ENVIRONMENT_VARIABLE))
         os.environ[ENVIRONMENT_VARIABLE] = instance
 
-    def _begin_run(self, options: LaminOptions) -> dict[str, str]:
+    def _begin_run(self, options: LaminOptions) -> dict[str, str | None]:
         """Begin the run; returns what the other ranks need to know of it."""
         from lamincli.source import find_source
 
@@ -270,11 +291,14 @@ class LaminLightningCLI(LightningCLI):
                 "not in LaminDB yet; publish with: lamin-train sync"
             )
         slug = self._connect(options.instance)
+        if self._follows is not None and self._away is None:
+            begin_what_waits(slug)
         from lamincli import tracking
 
+        ckpt_path = self._get(self.config, "ckpt_path")
         self._tracked = tracking.begin(
             options,
-            slug=slug,
+            place=self._place(options),
             source=find_source(self._chosen_model()),
             params=self._config_as_dict(),
             argv=self._words(),
@@ -282,17 +306,31 @@ class LaminLightningCLI(LightningCLI):
             model=class_path_of(self._chosen_model()),
             **self._resumed(),
             parent=self._follows.lamin_run.uid if self._follows else None,
+            references=self._references.noted if self._away else None,
+            used=self._described(ckpt_path) if self._away else None,
         )
         if self._resumption is not None and (file := self._resumption.checkpoint) is not None:
             console.say(f"run {self._tracked.uid} goes on from {_short(file)}")
         if self._resume == AUTO:
             remember(self._tracked.uid, slug)
         self._tracked.use(self._references.artifacts)
-        if ckpt_path := self._get(self.config, "ckpt_path"):
+        if ckpt_path:
             self._evaluated = self._used_checkpoint(ckpt_path)
         elif self.subcommand in {"validate", "test", "predict"}:
             console.warn(f"{self.subcommand} without --ckpt_path: the model has its first weights")
-        return {"run": self._tracked.uid, "instance": slug}
+        is_known = self._target is None or self._target.id
+        return {"run": self._tracked.uid, "instance": slug if is_known else None}
+
+    def _place(self, options: LaminOptions) -> Any:
+        """Return where the run is recorded."""
+        from lamincli.callbacks.checkpoint import spool_root
+        from lamincli.tracking import Place
+
+        here = os.getcwd()
+        root = spool_root(str(self._trainer_option("default_root_dir") or here), here)
+        target = self._target or named(options.instance)
+        is_held = self.is_offline or not is_connected(target)
+        return Place(target, root, str(self._away or ""), is_held)
 
     def _resumed(self) -> dict[str, Any]:
         """Return what goes on, for the record."""
@@ -308,8 +346,10 @@ class LaminLightningCLI(LightningCLI):
         That of another instance is not ours to annotate, nor a folder that holds the checkpoint.
         """
         assert self._tracked is not None
+        if self._tracked.spooled is not None:
+            return self._references.noted.get(path) or self._described(path)
         if not is_reference(path):
-            parent = self._follows and self._follows.lamin_run
+            parent = self._follows.lamin_run.uid if self._follows else None
             used = self._tracked.use_file(path, of_run=parent)
             if used is None and parent is not None:
                 console.warn(f"{_short(path)} is no input of the run, for LaminDB has it not yet")
@@ -318,13 +358,38 @@ class LaminLightningCLI(LightningCLI):
         is_here = found.artifact is not None and found.artifact._state.db == "default"
         return found.artifact if is_here and not found.subpath else None
 
+    def _described(self, path: str | None) -> dict[str, Any]:
+        """Describe a local checkpoint that is used, for when LaminDB can be asked for it."""
+        from lamincli.registry.runs import describe_file
+
+        if not path or is_reference(path):
+            return {}
+        return describe_file(path, self._follows.lamin_run.uid if self._follows else None)
+
     def _connect(self, instance: str | None, create: bool = True) -> str:
-        """Connect the instance, once; a run that was left open in another one is closed before."""
+        """Connect the instance, once; a run that was left open in another one is closed before.
+
+        One that is away is named, and not asked again.
+        """
         left = LaminLightningCLI._open
         if left is not None and left is not self and not left._is_training():
             left.finish()
-        if self._slug is None or instance is not None:
-            self._slug = self._resources.enter_context(connected(instance, create))
+        if self._away is not None or (self._slug is not None and instance is None):
+            return str(self._slug)
+        try:
+            if self.is_offline:
+                raise UnreachableError(f"LaminDB instance {named(instance).slug} is not asked")
+            from lamincli.registry.outages import reaching
+
+            with reaching(instance or "of this folder"):
+                self._slug = self._resources.enter_context(connected(instance, create))
+        except UnreachableError as error:
+            import_unconnected()
+            self._away, self._target = error, named(instance)
+            self._slug = self._references.away = self._target.slug
+            if self._target.id:  # processes that this one starts are to use the same one
+                self._resources.enter_context(gives_back(ENVIRONMENT_VARIABLE))
+                os.environ[ENVIRONMENT_VARIABLE] = self._slug
         return self._slug
 
     def _end_by(self, error: BaseException) -> NoReturn:
@@ -655,8 +720,14 @@ class LaminLightningCLI(LightningCLI):
                 action.help = f"{text} {action.help or ''}".strip()
         return parser
 
+    def _note_offline(self, words: Any) -> None:
+        """Know before parsing whether configs may be looked up in LaminDB."""
+        typed = option_in(words, "--lamin.offline") if isinstance(words, list) else None
+        self.is_offline = self.is_offline or str(typed).lower() in ("true", "yes")
+
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, with configs that lie in LaminDB in the place of their references."""
+        self._note_offline(sys.argv[1:] if args is None else args)
         if self._follows is not None:  # made from its config; the words are those of the fit
             self.config = parser.parse_object(args)
             return
@@ -736,7 +807,8 @@ class LaminLightningCLI(LightningCLI):
                 return None  # there is no instance yet, and so no run
             raise
         if self._resumption is None:
-            self._resumption = find(word, slug, of_folder=self._resume == AUTO)
+            look = find if self._away is None else find_in_spools
+            self._resumption = look(word, slug, of_folder=self._resume == AUTO)
         return self._resumption
 
     def _find_resumption(self) -> None:
@@ -789,6 +861,9 @@ class LaminLightningCLI(LightningCLI):
         What the user gives wins over the hyper-parameters, and is told where it differs.
         """
         self.subcommand = self.config.get("subcommand")
+        if self._lamin_options().offline:
+            self.is_offline = True
+            self._get_config()["lamin"]["offline"] = False  # no part of what is trained
         self._find_resumption()
         if self.subcommand:
             self._look_up("ckpt_path")

@@ -4,7 +4,8 @@
 
     LaminTrainError
     ├── UsageError              what the user typed cannot work; found before training, exit code 2
-    │   ├── InstanceError       the LaminDB instance cannot be found, created or reached
+    │   ├── InstanceError       the LaminDB instance cannot be found, created or used
+    │   │   └── UnreachableError    it cannot be reached for now; a training goes on without it
     │   ├── RecordError         a feature, project, space or branch does not exist or does not fit
     │   └── LaminReferenceError a reference into LaminDB is malformed, or names nothing, or too much
     ├── MonitorNotLoggedError   the monitored metric was never logged; found by the first save
@@ -38,7 +39,11 @@ class UsageError(LaminTrainError):
 
 
 class InstanceError(UsageError):
-    """Report a LaminDB instance that cannot be found, created or reached."""
+    """Report a LaminDB instance that cannot be found, created or used."""
+
+
+class UnreachableError(InstanceError):
+    """Report a LaminDB instance that cannot be reached for now; a training goes on without it."""
 
 
 class RecordError(UsageError):

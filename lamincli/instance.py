@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from uuid import UUID
 from filelock import FileLock
 
 from lamincli import console
-from lamincli.errors import InstanceError, did_you_mean
+from lamincli.errors import InstanceError, UnreachableError, did_you_mean
 from lamincli.hub import is_unreachable, warn_unreachable
 from lamincli.process import gives_back
 from lamincli.redaction import redact_text
@@ -31,6 +32,21 @@ DEFAULT_FOLDER = Path("lamindb")
 ENVIRONMENT_VARIABLE = "LAMIN_CURRENT_INSTANCE"
 _MARK = Path(".lamindb/storage_uid.txt")
 _DATABASE = Path(".lamindb/lamin.db")
+_CONNECTS_WITHIN_S = 5
+"""How long PostgreSQL may take to answer; lamindb waits for 20 seconds. PGCONNECT_TIMEOUT wins."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """An instance as jobs name it, connected or not.
+
+    Args:
+        slug: Owner/name; the folder of a local one that is not there.
+        id: Its id, in hexadecimal; empty where it is not known.
+    """
+
+    slug: str
+    id: str = ""
 
 
 @contextmanager
@@ -54,6 +70,73 @@ def connected(instance: str | None, create: bool = True) -> Iterator[str]:
 
 def connect(instance: str | None, create: bool = True) -> str:
     """Connect an instance, as `connected` does, for the rest of this process."""
+    os.environ.setdefault("PGCONNECT_TIMEOUT", str(_CONNECTS_WITHIN_S))
+    slug = _connect(instance, create)
+    from django.db import connection
+
+    with connection.cursor() as cursor:  # now, and not somewhere in the middle
+        cursor.execute("SELECT 1")
+    return slug
+
+
+def named(instance: str | None) -> Target:
+    """Return the instance that `connect` would connect, without asking anybody for it.
+
+    Raises:
+        InstanceError: None is named, or by something that is neither owner/name nor a folder.
+    """
+    from lamindb_setup import settings
+    from lamindb_setup.core._settings_load import load_instance_settings
+    from lamindb_setup.core._settings_store import instance_settings_file
+
+    if instance is None and settings.is_configured and not _is_moved_or_copied():
+        return Target(str(settings.instance.slug), settings.instance._id.hex)
+    if instance is None:
+        instance = os.environ.get(ENVIRONMENT_VARIABLE)
+    if instance is None and not _is_complete(DEFAULT_FOLDER.absolute()):
+        raise InstanceError(
+            "No LaminDB instance is connected here, so that it is not known for which one this run "
+            "is to be kept. Name it: --lamin.instance owner/name, or a folder of a local one."
+        )
+    if instance is None or _names_a_folder(instance):
+        folder = Path(os.path.abspath(os.path.expanduser(instance or DEFAULT_FOLDER)))
+        found = _settings_of_folder(folder) if _is_complete(folder) else None
+        return Target(found.slug, found._id.hex) if found else Target(str(folder))
+    owner, name = _owner_and_name(instance)
+    file = instance_settings_file(name, owner)
+    slug = f"{owner}/{name}"
+    return Target(slug, load_instance_settings(file)._id.hex if file.exists() else "")
+
+
+def is_connected(target: Target) -> bool:
+    """Tell whether the instance is the one that lamindb uses in this process."""
+    from lamindb_setup import settings
+
+    return bool(settings.instance._id.hex == target.id)
+
+
+def import_unconnected() -> None:
+    """Import lamindb without letting it ask a database or the hub for anything."""
+    import lamindb_setup
+
+    settings = lamindb_setup.settings
+
+    with gives_back(ENVIRONMENT_VARIABLE):
+        if not settings.is_configured:  # or the import would look the instance up
+            os.environ.pop(ENVIRONMENT_VARIABLE, None)
+        instance = settings.instance
+        keeps_local = instance._keep_artifacts_local
+        instance._keep_artifacts_local = False  # or it would look for its local storage
+        logger = lamindb_setup.logger
+        was_disabled, logger.disabled = logger.disabled, True  # it would say that it is connected
+        try:
+            import lamindb  # noqa: F401
+        finally:
+            logger.disabled = was_disabled
+            instance._keep_artifacts_local = keeps_local
+
+
+def _connect(instance: str | None, create: bool) -> str:
     from lamindb_setup import settings
 
     if instance is None:
@@ -239,17 +322,12 @@ def _is_moved_or_copied() -> bool:
 
 def _connect_slug(identifier: str) -> str:
     from lamindb_setup import settings
-    from lamindb_setup._connect_instance import _connect_instance, get_owner_name_from_identifier
+    from lamindb_setup._connect_instance import _connect_instance
     from lamindb_setup.core._settings_load import load_instance_settings
     from lamindb_setup.core._settings_store import instance_settings_file
     from lamindb_setup.errors import InstanceNotFoundError
 
-    try:
-        owner, name = get_owner_name_from_identifier(identifier)
-    except ValueError as error:
-        raise InstanceError(
-            f"--lamin.instance {redact_text(identifier)} is neither owner/name nor a folder."
-        ) from error
+    owner, name = _owner_and_name(identifier)
     slug = f"{owner}/{name}"
     if settings.is_configured and settings.instance.slug == slug:
         import lamindb  # noqa: F401  connects on import
@@ -266,13 +344,26 @@ def _connect_slug(identifier: str) -> str:
         if not is_unreachable(error):
             raise
         if not cached.exists():
-            raise InstanceError(
-                f"{_not_found(slug)} LaminHub could not be asked for it: {error}."
+            raise UnreachableError(
+                f"LaminDB instance {slug} is not known here, and LaminHub cannot be asked for it: "
+                f"{error}.{did_you_mean(slug, known_slugs())}"
             ) from error
         warn_unreachable(error)
         instance = load_instance_settings(cached)
     _activate(instance)
     return slug
+
+
+def _owner_and_name(identifier: str) -> tuple[str, str]:
+    from lamindb_setup._connect_instance import get_owner_name_from_identifier
+
+    try:
+        owner, name = get_owner_name_from_identifier(identifier)
+    except ValueError as error:
+        raise InstanceError(
+            f"--lamin.instance {redact_text(identifier)} is neither owner/name nor a folder."
+        ) from error
+    return owner, name
 
 
 def _not_found(slug: str) -> str:

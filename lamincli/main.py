@@ -99,7 +99,7 @@ def _train() -> None:
     signal.signal(signal.SIGINT, default)
     try:
         cli = LaminLightningCLI(parser_kwargs={"prog": "lamin-train"})
-        if cli.unpublished:
+        if cli.unpublished and not cli.is_offline:
             sys.exit(3)
     finally:
         # The process ends here: searching all of torch for reference cycles would take a second.

@@ -35,6 +35,8 @@ class LaminOptions:
         auto_features: Record the Lightning features (score, is_best_model, max_epochs, ...).
             They are created on first use.
         track: Record this run. False trains with plain Lightning and leaves the database alone.
+        offline: Do not ask LaminDB or the network for anything: keep the run in the spool, for
+            `lamin-train sync`. A training goes on like this by itself where LaminDB is away.
         instance: LaminDB instance as owner/name, or a folder for a local one. Default is the
             connected instance, else a local one in ./lamindb.
         project: Name or uid of the project for the run and its artifacts.
@@ -59,6 +61,7 @@ class LaminOptions:
     run_uid_is_version: bool = True
     auto_features: bool = True
     track: bool = True
+    offline: bool = False
     instance: str | None = None
     project: str | None = None
     space: str | None = None

@@ -14,6 +14,9 @@ import psutil
 RUN_UID_VARIABLE = "LAMIN_TRAIN_RUN_UID"
 """Environment variable by which the uid reaches the processes that a job starts."""
 
+SPOOLED_VARIABLE = "LAMIN_TRAIN_SPOOLED"
+"""Environment variable by which they learn of a run that is not in LaminDB yet."""
+
 DECIDED_VARIABLE = "LAMIN_TRAIN_DECIDED"
 """Environment variable by which processes that rank zero starts learn what it has decided."""
 

@@ -70,6 +70,7 @@ class Drainer:
         spool: The spool, whose lock the caller holds.
         registry: Where the jobs go.
         limit_bytes: What the pins may take; past it the oldest superseded checkpoints give way.
+        is_held: Leave the jobs in the spool, for `sync`.
         clock: Seconds, never going back.
         jitter: A number between 0 and 1, so that many jobs do not return at the same moment.
     """
@@ -80,12 +81,14 @@ class Drainer:
         registry: Registry,
         *,
         limit_bytes: float | None = None,
+        is_held: bool = False,
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = _RANDOM.random,
     ) -> None:
         self.spool = spool
         self.registry = registry
         self.limit_bytes = limit_bytes
+        self.is_held = is_held
         self.published: deque[Published] = deque()
         self.parked: list[tuple[str, str]] = []  # name and reason
         self.failing_since_s: float | None = None
@@ -146,7 +149,7 @@ class Drainer:
             ``done`` after a job, ``idle`` without one, ``waiting`` while the registry is away.
         """
         self._take_in()
-        if not self._queue:
+        if not self._queue or self.is_held:
             return "idle"
         if not retry_now and self.delay_s() > 0:
             return "waiting"
@@ -208,14 +211,17 @@ class Drainer:
         return "done"
 
     def _publish(self, job: Job, note: Callable[[Job], None]) -> Any:
+        file = self.spool.pin_of(job) if job.pin else None
         if job.action == "save":
-            return self.registry.save(job, self.spool.pin_of(job) if job.pin else None, note)
+            return self.registry.save(job, file, note)
         if job.action == "remove":
             return self.registry.remove(job, note)
-        if job.action == "annotate":
+        if job.action == "begin":
+            self.registry.begin_run(job)
+        elif job.action == "annotate":
             self.registry.annotate(job)
         else:
-            self.registry.close_run(job)
+            self.registry.close_run(job, file)
         return None
 
     def _wait(self, error: Exception) -> None:
@@ -305,7 +311,8 @@ def _name(job: Job) -> str:
     """Name for the user what a job is about."""
     if job.action == "remove":
         return f"the removal of {job.local_path}"
-    return job.local_path or ("the end of the run" if job.action == "close" else "run features")
+    about = {"begin": "the run itself", "close": "the end of the run"}
+    return job.local_path if job.action == "save" else about.get(job.action, "run features")
 
 
 class Publisher:
@@ -320,6 +327,7 @@ class Publisher:
         registry: Where the jobs go.
         inline: Publish each job at once, on the calling thread.
         limit_bytes: As in `Drainer`.
+        is_held: As in `Drainer`.
 
     Runs on: global rank zero.
     """
@@ -333,8 +341,9 @@ class Publisher:
         *,
         inline: bool = False,
         limit_bytes: float | None = None,
+        is_held: bool = False,
     ) -> None:
-        self._drainer = Drainer(spool, registry, limit_bytes=limit_bytes)
+        self._drainer = Drainer(spool, registry, limit_bytes=limit_bytes, is_held=is_held)
         self._inline = inline
         self._pid = os.getpid()
         self._thread: threading.Thread | None = None
@@ -458,7 +467,9 @@ class Publisher:
         with suppress(OSError), self._adding:
             self._take_over()
             self._spool_unsaved()
-        if self._given_up or not self._waiting():
+        if self._drainer.is_held:
+            self._step()
+        if self._given_up or self._drainer.is_held or not self._waiting():
             return len(self.left())
         self._is_skipping, self._is_draining = False, True
         self._drainer.hope()
@@ -492,10 +503,10 @@ class Publisher:
         """End a `drain` that is going on. May be called from a signal handler."""
         self._is_skipping = True
 
-    def leave(self, job: Job) -> None:
+    def leave(self, job: Job, file: Path | None = None) -> None:
         """Spool a job for `sync`, without trying to publish it now."""
         with self._adding:
-            self._unsaved.append((job, None, None, None))
+            self._unsaved.append((job, file, None, None))
             self._spool_unsaved()
         self._given_up = True
         self.close()

@@ -26,6 +26,7 @@ from typing import Any
 from jsonargparse import Namespace
 from jsonargparse.typing import register_type
 
+from lamincli import console, memory
 from lamincli.errors import LaminReferenceError, did_you_mean, first_line
 from lamincli.features import DESCRIPTIONS
 
@@ -149,9 +150,11 @@ class References:
 
     Args:
         used: What was looked up, by the reference that was typed.
+        away: The instance, owner/name, where it cannot be asked, so that what is remembered holds.
     """
 
     used: dict[str, Resolved] = field(default_factory=dict)
+    away: str | None = None
     _known: dict[str, Resolved] = field(default_factory=dict)
     _pins: dict[str, str] = field(default_factory=dict)
     _paths: dict[str, str] = field(default_factory=dict)
@@ -164,7 +167,8 @@ class References:
         """
         text = str(value)
         if text not in self._known:
-            found = self._look_up(Reference.parse(self._pins.get(text, text)))
+            reference = Reference.parse(self._pins.get(text, text))
+            found = self._look_up(reference) if self.away is None else self._recall(reference)
             self.used[text] = self._known[text] = self._known[found.pinned] = found
         return self._known[text]
 
@@ -173,6 +177,7 @@ class References:
         pinned = self.pinned(value)
         if pinned not in self._paths:
             self._paths[pinned] = str(self.resolve(value).local_path())
+            self._remember(str(value), pinned)
         return self._paths[pinned]
 
     def pinned(self, value: Any) -> str:
@@ -204,6 +209,42 @@ class References:
     def artifacts(self) -> dict[str, Any]:
         """The artifacts that were used, by the reference that was typed."""
         return {text: one.artifact for text, one in self.used.items() if one.artifact is not None}
+
+    @property
+    def noted(self) -> dict[str, dict[str, Any]]:
+        """Likewise, by what tells the artifacts where there is no database: uid and instance."""
+        exact = {text: Reference.parse(one.pinned) for text, one in self.used.items()}
+        return {
+            text: {"uid": one.parts[0], "instance": one.instance}
+            for text, one in exact.items()
+            if one.entity == "artifact"
+        }
+
+    def _remember(self, text: str, pinned: str) -> None:
+        """Let a later job on this machine have the reference without asking LaminDB."""
+        import lamindb as ln
+
+        slug, file = str(ln.setup.settings.instance.slug), known_file(self._paths[pinned])
+        for one in {text, pinned, *(typed for typed, r in self.used.items() if r.pinned == pinned)}:
+            memory.remember(slug, one, pinned, file)
+
+    def _recall(self, reference: Reference) -> Resolved:
+        """Return what a reference stood for when it was last looked up on this machine."""
+        text, slug = reference.text, str(self.away)
+        if (found := memory.recall(slug, text)) is None:
+            raise LaminReferenceError(
+                f"{text}: {slug} is not asked now, and this machine has not used the reference "
+                "before. Use it once while LaminDB can be asked, or give a local path."
+            )
+        if not is_here(found.file):
+            raise LaminReferenceError(
+                f"{text}: {slug} is not asked now, and {found.file['path']}, which it stood for, "
+                "is gone or changed. Give a local path."
+            )
+        if text != found.pinned:
+            console.say(f"{text} is taken for {found.pinned}, as on {found.at}")
+        self._paths[found.pinned] = found.file["path"]
+        return Resolved(reference, found.pinned, None)
 
     def _look_up(self, reference: Reference) -> Resolved:
         import lamindb as ln
@@ -286,7 +327,7 @@ def find_run(word: str, runs: Any, slug: str, text: str = "") -> Any:
     Raises:
         LaminReferenceError: There is none, or more than one.
     """
-    from lamincli.registry.lamin import EXTRA_DATA_KEY
+    from lamincli.registry.runs import EXTRA_DATA_KEY
 
     text = text or word
     if word == LATEST:
@@ -375,7 +416,7 @@ def _latest_with_one(text: str, what: str) -> str:
 
 
 def _recorded_references(run: Any) -> dict[str, str]:
-    from lamincli.registry.lamin import EXTRA_DATA_KEY
+    from lamincli.registry.runs import EXTRA_DATA_KEY
 
     record = (run.extra_data or {}).get(EXTRA_DATA_KEY) or {}
     return dict(record.get("references") or {})
@@ -406,7 +447,7 @@ def _checkpoints(artifacts: Any) -> Iterator[_Checkpoint]:
     """Return checkpoints with what their features say, or where those are absent our own notes."""
     from lamindb.models import ArtifactJsonValue
 
-    from lamincli.registry.lamin import EXTRA_DATA_KEY
+    from lamincli.registry.runs import EXTRA_DATA_KEY
 
     found = list(artifacts)
     rows = ArtifactJsonValue.objects.using(artifacts.db).filter(

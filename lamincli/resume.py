@@ -5,7 +5,6 @@ LaminDB. The one of the latest step is taken; one that is torn is passed over.
 """
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,10 +15,11 @@ from typing import Any
 
 from lamincli import checkpoint_file, console
 from lamincli.errors import LaminReferenceError, UsageError
+from lamincli.offline import beginning_in, is_stand_in, spools_of_runs, stand_in
 from lamincli.process import ProcessIdentity, job_id
 from lamincli.redaction import redact_argv
-from lamincli.references import References, find_run, is_here, known_file
-from lamincli.spool import Spool, known_spools, spools_below
+from lamincli.references import LATEST, References, find_run, is_here, known_file
+from lamincli.spool import Job, Spool
 
 AUTO = "auto"
 RUN_FILE = Path(".lamin_run.json")
@@ -83,7 +83,7 @@ class Resumption:
         Raises:
             UsageError: It is another one.
         """
-        from lamincli.registry.lamin import EXTRA_DATA_KEY
+        from lamincli.registry.runs import EXTRA_DATA_KEY
 
         before = self.run.extra_data[EXTRA_DATA_KEY].get("model", kind)
         if before != kind:
@@ -94,6 +94,8 @@ class Resumption:
 
     def config(self) -> str | None:
         """Return the local path of the run's config, if it has published one."""
+        if is_stand_in(self.run):
+            return _spooled_config(self.run.uid)
         try:
             return References().local_path(f"lamin:run/{self.run.uid}/config")
         except LaminReferenceError:
@@ -118,9 +120,79 @@ def find(word: str, slug: str, of_folder: bool = True) -> Resumption | None:
     import lamindb as ln
 
     runs = ln.Run.objects
+    begin_what_waits(slug)
     run = _of_this_job(runs, slug, of_folder) if word == AUTO else find_run(word, runs, slug)
-    if run is None:
-        return None
+    return run and _with_checkpoint(run, is_auto=word == AUTO)
+
+
+def find_in_spools(word: str, slug: str, of_folder: bool = True) -> Resumption | None:
+    """Find the run to go on with while LaminDB is away: by what it has left in its spool.
+
+    Args:
+        word: As in `find`.
+        slug: The instance.
+        of_folder: As in `find`.
+
+    Returns:
+        As `find`.
+
+    Raises:
+        LaminReferenceError: No spool here is of such a run, or more than one.
+        UsageError: As in `find`.
+    """
+    spools = spools_of_runs()
+    began = {uid: beginning_in(folder) for uid, folder in spools.items()}
+    if word == AUTO:
+        noted = [_noted_in_folder()[0]] if of_folder and RUN_FILE.exists() else []
+        this = (job_id(), redact_argv(sys.argv[1:]))
+        made_by = {u: (b.notes["record"]["job"], b.notes["command"]) for u, b in began.items() if b}
+        of_job = [uid for uid, job in made_by.items() if job[0] is not None and job == this]
+        found = of_job[-1:] or noted
+        if not found:
+            return None
+    elif word == LATEST:
+        dated = sorted((b.notes["started_at"], u) for u, b in began.items() if b is not None)
+        found = [u for _, u in dated[-1:]]
+    else:
+        found = [u for u in spools if u.startswith(word)]
+    if len(found) != 1 or found[0] not in spools:
+        which = f" It may be any of {', '.join(found)}." if len(found) > 1 else ""
+        raise LaminReferenceError(
+            f"--lamin.resume {word}: {slug} is not asked now, and no single spool of this machine "
+            f"is of such a run.{which} Go on where the run was, or when LaminDB is back."
+        )
+    run = stand_in(found[0], began[found[0]])
+    return _with_checkpoint(run, is_auto=word == AUTO)
+
+
+def begin_what_waits(slug: str) -> None:
+    """Let runs that began without LaminDB begin there now, so that they are found there."""
+    import lamindb as ln
+
+    from lamincli.registry.lamin import LaminRegistry
+
+    before = dict(vars(ln.context))
+    for folder in spools_of_runs().values():
+        began, spool = beginning_in(folder), Spool(folder)
+        if began is None or began.instance != slug or not spool.lock.acquire():
+            continue
+        registry = LaminRegistry()
+        try:
+            for name, job in spool.jobs():
+                if job.action in ("begin", "close") and not (spool.parked / name).exists():
+                    spool.claim(name)
+                    if job.action == "begin":
+                        registry.begin_run(job)
+                    else:
+                        registry.close_run(job, spool.pin_of(job) if job.pin else None)
+                    spool.finish(name)
+        finally:
+            spool.lock.release()
+            vars(ln.context).update(before)
+
+
+def _with_checkpoint(run: Any, is_auto: bool) -> Resumption:
+    """Find the last complete checkpoint of a run."""
     _check(run)
     checkpoints = _checkpoints(run)
     prefixes = {one.callback: one.prefix for one in checkpoints if one.callback}
@@ -146,7 +218,7 @@ def find(word: str, slug: str, of_folder: bool = True) -> Resumption | None:
             f"another one from them: --ckpt_path lamin:run/{run.uid}/last"
         )
     nowhere = "It has no checkpoint in LaminDB, on this disk or in a spool of this machine."
-    if word != AUTO:
+    if not is_auto:
         raise UsageError(
             f"Run {run.uid} cannot go on. {nowhere} If another machine has one, run lamin-train "
             f"sync there. To start anew: lamin-train fit --config lamin:run/{run.uid}/config"
@@ -176,7 +248,7 @@ def forget(run_uid: str) -> None:
 
 
 def _of_this_job(runs: Any, slug: str, of_folder: bool) -> Any:
-    from lamincli.registry.lamin import EXTRA_DATA_KEY
+    from lamincli.registry.runs import EXTRA_DATA_KEY
 
     run, job = None, job_id()
     # A job may train several models in turn; a scheduler repeats its commands word for word.
@@ -188,13 +260,7 @@ def _of_this_job(runs: Any, slug: str, of_folder: bool) -> Any:
         if run is None and not is_repeated:
             run = of_job.first()
     if run is None and of_folder and RUN_FILE.exists():
-        try:
-            note = json.loads(RUN_FILE.read_text())
-            uid, instance = note["run"], note["instance"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UsageError(
-                f"{RUN_FILE.absolute()} cannot be read. Remove it to start a new run."
-            ) from error
+        uid, instance = _noted_in_folder()
         run = runs.filter(uid=uid).first() if instance == slug else None
         if run is None:
             raise UsageError(
@@ -207,8 +273,19 @@ def _of_this_job(runs: Any, slug: str, of_folder: bool) -> Any:
     return None if run is None or run.status == "completed" else run
 
 
+def _noted_in_folder() -> tuple[str, str]:
+    """Return the run of this folder, and its instance."""
+    try:
+        note = json.loads(RUN_FILE.read_text())
+        return note["run"], note["instance"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{RUN_FILE.absolute()} cannot be read. Remove it to start a new run."
+        ) from error
+
+
 def _check(run: Any) -> None:
-    from lamincli.registry.lamin import EXTRA_DATA_KEY
+    from lamincli.registry.runs import EXTRA_DATA_KEY
 
     record = (run.extra_data or {}).get(EXTRA_DATA_KEY)
     if record is None:
@@ -260,7 +337,8 @@ class _Found:
 
 def _checkpoints(run: Any) -> list[_Found]:
     """Return all checkpoints of a run that are known, the latest first."""
-    found = [*_published(run), *_spooled(run.uid)]
+    published = [] if is_stand_in(run) else _published(run)
+    found = [*published, *_spooled(run.uid)]
     newest = max((one.saved_at for one in found), default="")
     folders = {one.local.parent for one in found if one.local is not None}
     found += _unknown(folders, newest, {one.local for one in found})
@@ -270,7 +348,7 @@ def _checkpoints(run: Any) -> list[_Found]:
 def _published(run: Any) -> Iterator[_Found]:
     import lamindb as ln
 
-    from lamincli.registry.lamin import EXTRA_DATA_KEY
+    from lamincli.registry.runs import EXTRA_DATA_KEY
 
     for artifact in ln.Artifact.filter(run=run, kind="model").select_related("storage"):
         notes = (artifact.extra_data or {}).get(EXTRA_DATA_KEY) or {}
@@ -285,16 +363,21 @@ def _published(run: Any) -> Iterator[_Found]:
 
 
 def _spooled(uid: str) -> Iterator[_Found]:
-    folders = {Path(os.path.abspath(f)) for f in (*known_spools(), *spools_below(Path.cwd()))}
-    for folder in folders:
-        spool = Spool(folder)
-        for state in (spool.claimed, spool.ready, spool.parked):
-            for name in spool.names(state):
-                job = spool.look(state, name)
-                if job is None or (job.action, job.kind, job.run) != ("save", "checkpoint", uid):
-                    continue
-                yield _Found(job.notes.get("step", 0), job.at, Path(job.local_path), None,
-                             job.callback, job.key, partial(spool.put_back, job))  # fmt: skip
+    for spool, job in _saves_in_spools(uid, "checkpoint"):
+        yield _Found(job.notes.get("step", 0), job.at, Path(job.local_path), None,
+                     job.callback, job.key, partial(spool.put_back, job))  # fmt: skip
+
+
+def _spooled_config(uid: str) -> str | None:
+    configs = [str(spool.pin_of(job)) for spool, job in _saves_in_spools(uid, "config")]
+    return configs[-1] if configs else None
+
+
+def _saves_in_spools(uid: str, kind: str) -> Iterator[tuple[Spool, Job]]:
+    for spool in map(Spool, spools_of_runs().values()):
+        for _, job in spool.jobs():
+            if (job.action, job.kind, job.run) == ("save", kind, uid):
+                yield spool, job
 
 
 def _unknown(folders: set[Path], newest: str, known: set[Path | None]) -> Iterator[_Found]:

@@ -1,23 +1,18 @@
 """The life of a Run: begin it, tell every rank, and close it however the job ends.
 
-`ln.track()` makes the run. What it lacks for a training job is added here: it never prompts,
-leaves the streams and the signal handlers of the process alone, and an over-long command line
-does not end the job. This file touches lamindb's private parts that this needs; each is named in
-``docs/design.md``, with the test that fails when a release moves it.
+A run that cannot be begun in LaminDB, for that is away or shall not be asked, is begun in its
+spool: training goes on, and the publisher or `lamin-train sync` makes the record that would have
+been made. What is written to LaminDB is in ``registry/runs.py``. This file touches the private
+parts of lamindb that make a run the current one; each is named in ``docs/design.md``.
 """
 
-import builtins
 import contextlib
-import hashlib
-import json
-import math
 import os
-import shlex
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from functools import partial
 from multiprocessing import parent_process
@@ -25,35 +20,61 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lamindb as ln
-from django.db import Error, InterfaceError, OperationalError, connection, transaction
-from filelock import FileLock
+from django.db import InterfaceError, OperationalError
 from lamindb.base.types import RUN_STATUS_TO_CODE
-from lamindb.errors import DoesNotExist
+from lamindb.base.uids import base62_16
 
 from lamincli import __version__, console, hardware, slurm
-from lamincli.errors import InstanceError, RecordError, did_you_mean, first_line
-from lamincli.features import as_json, dtype_of, metric_values, strings_in
-from lamincli.instance import lock_path
+from lamincli.errors import (
+    InstanceError,
+    RecordError,
+    UnreachableError,
+    did_you_mean,
+    first_line,
+)
+from lamincli.features import as_json, metric_values, strings_in
+from lamincli.instance import Target
 from lamincli.log import RunLog
+from lamincli.offline import SpooledRun, spools_of_runs, stand_in
 from lamincli.options import LaminOptions
 from lamincli.process import (
     REPRODUCES_VARIABLE,
     RUN_UID_VARIABLE,
+    SPOOLED_VARIABLE,
     ProcessIdentity,
     job_id,
     started_program,
 )
 from lamincli.publisher import Publisher
 from lamincli.redaction import redact, redact_argv, redact_text
-from lamincli.registry.lamin import EXTRA_DATA_KEY, LaminRegistry, add_metrics, set_ending
-from lamincli.registry.outages import give_back_connections
+from lamincli.registry import runs
+from lamincli.registry.lamin import LaminRegistry, how_to_create
+from lamincli.registry.outages import give_back_connections, reaching
+from lamincli.registry.runs import EXTRA_DATA_KEY, Beginning, silent_lamindb
 from lamincli.source import Source, hashes_of_modules
 from lamincli.spool import Job, Spool, known_spools
+from lamincli.spool.index import FOLDER_NAME
 
 Status = Literal["completed", "errored", "aborted", "scheduled"]  # the last: it will go on
 
-_CLI_ARGS_LENGTH = 1024
 _OWNED: set[str] = set()  # uids of the open runs that this process began
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run is recorded: in LaminDB, or in its spool if that is away.
+
+    Args:
+        target: The instance.
+        root: The folder in which the spools of this job lie.
+        why: Why LaminDB is not asked; empty where it is.
+        is_held: Whether it shall not be asked later either, by this job.
+    """
+
+    target: Target
+    root: Path
+    why: str = ""
+    is_held: bool = False
 
 
 @dataclass
@@ -61,7 +82,7 @@ class TrackedRun:
     """A run of this process.
 
     Args:
-        record: The `lamindb.Run`.
+        record: The `lamindb.Run`; what stands in its place while it is not in LaminDB.
         slug: The instance, owner/name.
         owned: Whether we began it; a run that the script began is the script's to end.
         log: The log of the run; `None` for a run of the script, whose log lamindb keeps.
@@ -69,6 +90,8 @@ class TrackedRun:
         spool: The folder of the run's spool, where its end waits if the database is away.
         before: Columns of a run that goes on, as they were.
         ends: Jobs that would have closed it, with their spools.
+        spooled: What is known of a run that is not in LaminDB yet.
+        is_attempt: Whether that is one that goes on.
     """
 
     record: Any
@@ -80,6 +103,10 @@ class TrackedRun:
     _metrics: dict[str, Any] = field(default_factory=dict, init=False)
     before: dict[str, Any] = field(default_factory=dict)
     ends: list[tuple[Path, Job]] = field(default_factory=list)
+    spooled: SpooledRun | None = None
+    is_attempt: bool = False
+    _evaluated: dict[str, Any] = field(default_factory=dict, init=False)
+    _is_ending_left: bool = field(default=False, init=False)
     _is_finished: bool = field(default=False, init=False)
 
     @property
@@ -102,8 +129,19 @@ class TrackedRun:
         if self.log is not None:
             self.log.write(f"{text}\n")
 
+    def arrive(self) -> None:
+        """Take the run from LaminDB as soon as the publisher has begun it there."""
+        spooled = self.spooled
+        if spooled is None or spooled.is_held or Spool(Path(spooled.folder)).holds("begin"):
+            return
+        with contextlib.suppress(OperationalError, InterfaceError):
+            self.record = ln.context._run = ln.Run.objects.get(uid=self.uid)
+            self.spooled = None
+
     def artifact_uid(self, key: str) -> str | None:
         """Return the uid of the artifact that this run has under a key, if it can be known."""
+        if self.spooled is not None:
+            return None
         try:
             artifact = ln.Artifact.filter(key=key, run=self.record).first()
         except (OperationalError, InterfaceError):
@@ -112,6 +150,8 @@ class TrackedRun:
 
     def key_of(self, description: str) -> str | None:
         """Return the key of an output with a description, if it can be known."""
+        if self.spooled is not None:
+            return None
         try:
             artifact = ln.Artifact.filter(description=description, run=self.record).first()
         except (OperationalError, InterfaceError):
@@ -119,53 +159,29 @@ class TrackedRun:
         return str(artifact.key) if artifact else None
 
     def use(self, artifacts: Mapping[str, Any]) -> None:
-        """Make artifacts inputs of the run.
+        """Make artifacts inputs of the run, given by the references that were typed for them."""
+        runs.use(self.record, artifacts)
 
-        Args:
-            artifacts: The artifacts, of any instance, by the references that were typed for them.
-        """
-        from lamindb.models._lineage import track_run_inputs
-
-        if not artifacts:
-            return
-        with _silent_lamindb():
-            for artifact in artifacts.values():
-                track_run_inputs(artifact, is_run_input=True, run=self.record)
-        extra = dict(self.record.extra_data or {})
-        references = {text: str(artifact.uid) for text, artifact in artifacts.items()}
-        extra[EXTRA_DATA_KEY] = {**extra[EXTRA_DATA_KEY], "references": references}
-        self.record.extra_data = extra
-        self.record.save()
-
-    def use_file(self, path: str, of_run: Any = None) -> Any | None:
+    def use_file(self, path: str, of_run: str | None = None) -> Any | None:
         """Make the artifact that a local file is a copy of an input of the run, if there is one.
 
         Args:
             path: The file.
-            of_run: The run that has saved it, where that is known.
+            of_run: Uid of the run that has saved it, where that is known.
 
         Returns:
             The artifact.
         """
-        from lamindb.models._lineage import track_run_inputs
-        from lamindb_setup.core.hashing import hash_file
-
-        artifact = None
-        if of_run is not None:
-            name = path.rpartition("/")[2]
-            own = list(ln.Artifact.filter(run=of_run, kind="model", key__endswith=f"/{name}"))
-            artifact = own[0] if len(own) == 1 else None
-        if artifact is None and Path(path).is_file():
-            digest = hash_file(Path(path))[1]  # of parts only, where the file is large
-            artifact = ln.Artifact.filter(hash=digest, kind="model").first()
+        artifact = runs.find(runs.describe_file(path, of_run))
         if artifact is not None:
-            with _silent_lamindb():
-                track_run_inputs(artifact, is_run_input=True, run=self.record)
+            runs.make_input(self.record, artifact)
         return artifact
 
     def add_features(self, values: dict[str, Any]) -> None:
         """Annotate the run, where no checkpoint callback does it."""
-        if values:
+        if values and self.spooled is not None:
+            self.spooled.add(self.spooled.job("annotate", named={"wanted": values}))
+        elif values:
             self.record.features.add_values(values)
 
     def record_metrics(self, metrics: Mapping[str, Any]) -> None:
@@ -174,31 +190,23 @@ class TrackedRun:
         if not values:
             return
         self._metrics = as_json(values)  # saved with the ending at the latest
-        add_metrics(self.record, self._metrics)
+        if self.spooled is not None:
+            return
+        runs.add_metrics(self.record, self._metrics)
         self.record.save()
-        known = _numbers(ln.Feature.filter(name__in=list(values), is_type=False))
-        if known:
-            self.record.features.add_values(
-                {feature: _as_dtype(values[name], feature) for name, feature in known.items()}
-            )
+        runs.add_metric_features(self.record, values)
 
     def annotate_evaluated(self, artifact: Any, metrics: Mapping[str, Any]) -> None:
         """Give a checkpoint its metrics, as features that exist; earlier values are replaced.
 
-        The Lightning features say how the training has ranked it, and stay.
+        Args:
+            artifact: Its artifact, or what `find` knows it by while LaminDB is away.
+            metrics: What was logged.
         """
-        from lamincli.registry import values as feature_values
-
-        values = {k: v for k, v in metric_values(metrics).items() if math.isfinite(v)}
-        features = ln.Feature.filter(name__in=list(values), is_type=False)
-        known = _numbers(features.exclude(type__name="lamindb.lightning"))
-        with transaction.atomic():
-            feature_values.unlink(artifact, known.values())
-            stored = {
-                feature: feature_values.as_stored(feature, _as_dtype(values[name], feature))
-                for name, feature in known.items()
-            }
-            feature_values.link_values(artifact, stored, self.record)
+        if isinstance(artifact, dict):
+            self._evaluated = artifact
+        else:
+            runs.annotate_evaluated(artifact, metric_values(metrics), self.record)
 
     def finish(
         self,
@@ -218,26 +226,36 @@ class TrackedRun:
         if self._is_finished or not self.owned:
             return
         self._is_finished = True
-        self._try(f"closed as {status}", lambda: self._set_ending(status))
+        ended = datetime.now(timezone.utc)
+        is_left = self.spooled is not None
+        if not is_left:
+            self._try(f"closed as {status}", lambda: self._set_ending(status, ended))
+            is_left = self._is_ending_left
         if farewell is not None:
             self._try("told about", farewell)
         if self.log is not None:
             if error is not None:
                 self.log.write("".join(traceback.format_exception(error)))
             self.log.close()
-        self._try("given its log", lambda: _save_report(self.record))
+        if is_left:
+            self._try("closed", lambda: self._leave_ending(status, ended))
+        else:
+            self._try("given its log", lambda: runs.save_report(self.record))
         self._let_go()
 
     def take_back(self) -> None:
         """Leave a run that was to go on as it was, for a mistake was found before it did."""
-        if self._is_finished or not self.before:
+        if self._is_finished or not (self.before or self.is_attempt):
             return
         self._is_finished = True
         if self.log is not None:
             self.log.close()
             self.log.path.unlink(missing_ok=True)
-        vars(self.record).update(self.before)
-        self._try("left as it was", self.record.save)
+        if self.spooled is not None:
+            self._try("left as it was", partial(_forget_last_beginning, self.spooled))
+        else:
+            vars(self.record).update(self.before)
+            self._try("left as it was", self.record.save)
         for folder, job in self.ends:
             self._try("left as it was", partial(_leave, folder, job))
         self._let_go()
@@ -251,7 +269,8 @@ class TrackedRun:
         _OWNED.discard(self.uid)
         vars(ln.context).update(self.context_before)
         give_back_connections()
-        os.environ.pop(RUN_UID_VARIABLE, None)
+        for variable in (RUN_UID_VARIABLE, SPOOLED_VARIABLE):
+            os.environ.pop(variable, None)
         if ln.context.run is not None:
             os.environ[RUN_UID_VARIABLE] = str(ln.context.run.uid)
 
@@ -263,38 +282,51 @@ class TrackedRun:
             with contextlib.suppress(OSError, ValueError):  # the terminal may have gone too
                 console.warn(f"run {self.uid} could not be {what}: {first_line(failure)}")
 
-    def _set_ending(self, status: Status) -> None:
-        ended = datetime.now(timezone.utc)
+    def _set_ending(self, status: Status, ended: datetime) -> None:
         try:
-            set_ending(self.record, status, ended)
+            runs.set_ending(self.record, status, ended)
         except (OperationalError, InterfaceError):
             # The connection may have been lost in the hours since it was used.
             give_back_connections()
             try:
-                set_ending(self.record, status, ended)
+                runs.set_ending(self.record, status, ended)
             except (OperationalError, InterfaceError) as error:
                 if self.spool is None:
                     raise
-                self._leave_ending(status, ended)
+                self._is_ending_left = True
                 console.warn(
                     f"run {self.uid} will be closed by lamin-train sync: {first_line(error)}"
                 )
 
     def _leave_ending(self, status: Status, ended: datetime) -> None:
-        assert self.spool is not None
-        instance = ln.setup.settings.instance
-        job = Job("close", self.uid, instance.slug, instance._id.hex, ended.isoformat())
-        _leave(self.spool, replace(job, status=status, notes={"metrics": self._metrics}))
+        if self.spooled is not None:
+            folder, job = Path(self.spooled.folder), self.spooled.job("close")
+        else:
+            assert self.spool is not None
+            instance = ln.setup.settings.instance
+            folder, job = self.spool, Job("close", self.uid, instance.slug, instance._id.hex, "")
+        notes = {"metrics": self._metrics, "evaluated": self._evaluated}
+        job = replace(job, at=ended.isoformat(), status=status, notes=notes)
+        log = self.log.path if self.log is not None and self.log.path.is_file() else None
+        _leave(folder, job, log)
 
 
-def _leave(spool: Path, job: Job) -> None:
-    Publisher.of(spool, LaminRegistry).leave(job)
+def _leave(spool: Path, job: Job, file: Path | None = None) -> None:
+    Publisher.of(spool, LaminRegistry).leave(job, file)
+
+
+def _forget_last_beginning(spooled: SpooledRun) -> None:
+    spool = Spool(Path(spooled.folder))
+    begun = [name for name, job in spool.jobs() if job.action == "begin"]
+    if begun and spool.lock.acquire():
+        spool.drop(begun[-1])
+        spool.lock.release()
 
 
 def begin(
     options: LaminOptions,
     *,
-    slug: str,
+    place: Place,
     source: Source,
     params: dict[str, Any],
     argv: Sequence[str],
@@ -303,12 +335,14 @@ def begin(
     resumes: Any = None,
     checkpoint: Mapping[str, Any] | None = None,
     parent: str | None = None,
+    references: Mapping[str, dict[str, Any]] | None = None,
+    used: Mapping[str, Any] | None = None,
 ) -> TrackedRun:
     """Begin the run of this job, or go on with the one that the script began, or an earlier one.
 
     Args:
         options: What the user asked to record.
-        slug: The connected instance.
+        place: Where it is recorded.
         source: The code that becomes the transform.
         params: The resolved config; secrets are taken out here.
         argv: The words of the command line, without the program.
@@ -317,59 +351,49 @@ def begin(
         resumes: The run that goes on, in the place of a new one.
         checkpoint: What it goes on from, for the list of its attempts.
         parent: Uid of the run that this one follows; it makes a run of its own in any case.
+        references: What was used, by the references that were typed, in words of `runs.find`.
+        used: Likewise for a checkpoint that is used from a local file.
 
     Returns:
-        The run, saved, with its parameters and its log open.
+        The run, saved or spooled, with its parameters and its log open.
 
     Raises:
         RecordError: A feature, project, space or branch does not exist or does not fit; all
             such mistakes at once, and no run was made.
-        InstanceError: The database cannot be reached.
+        InstanceError: The instance refuses, or neither it nor a spool can be written.
     """
-    with _reachable(slug):
-        _check_records(options, slug)
-        if options.auto_features:
-            _ensure_lightning_features()
-        close_gone_runs()
-        command = redact_argv(argv)
-        outer = ln.context.run
-        if outer is not None and outer.uid not in _OWNED and parent is None:
-            if resumes is not None:
-                raise RecordError(
-                    f"--lamin.resume cannot go on with {resumes.uid}: the script tracks run "
-                    f"{outer.uid}. Leave out its ln.track()."
-                )
-            tracked = TrackedRun(outer, slug, owned=False)
-        else:
-            context_before = dict(vars(ln.context))
-            _leave_context()
-            if resumes is None:
-                _track(options, source, command, parent=parent or (outer and outer.uid))
-                tracked = TrackedRun(ln.context.run, slug, owned=True)
-            else:
-                tracked = _reopen(resumes, slug, source)
-            tracked.context_before = context_before
-            _OWNED.add(tracked.uid)
-        run = tracked.record
-        if resumes is not None or not run.params:
-            run.params = as_json(redact(params))
-        # Taken out, so that a training within this one is none.
-        reproduced = os.environ.pop(REPRODUCES_VARIABLE, None)
-        process = ProcessIdentity.current().to_dict()
-        extra = dict(run.extra_data or {})
-        record = extra.get(EXTRA_DATA_KEY) or {}
-        attempt = {
-            "host": process["host"],
-            "started_at": datetime.now(timezone.utc).isoformat(),
-            "command": command,
-            "checkpoint": dict(checkpoint) if checkpoint else None,
-        }
-        extra[EXTRA_DATA_KEY] = {
-            **record,
+    outer = ln.context.run
+    is_outers = outer is not None and outer.uid not in _OWNED and parent is None
+    if is_outers and resumes is not None:
+        raise RecordError(
+            f"--lamin.resume cannot go on with {resumes.uid}: the script tracks run "
+            f"{outer.uid}. Leave out its ln.track()."
+        )
+    if is_outers and place.why:
+        raise InstanceError(
+            f"{place.why}, and the script tracks run {outer.uid} there. Leave out its ln.track()."
+        )
+    command = redact_argv(argv)
+    uid = str(resumes.uid) if resumes is not None else base62_16()
+    process = ProcessIdentity.current().to_dict()
+    now = datetime.now(timezone.utc).isoformat()
+    # Taken out, so that a training within this one is none.
+    reproduced = os.environ.pop(REPRODUCES_VARIABLE, None)
+    beginning = Beginning(
+        uid=outer.uid if is_outers else uid,
+        started_at=now,
+        program=sys.argv[0],
+        command=command,
+        project=options.project or os.environ.get("LAMIN_CURRENT_PROJECT"),
+        space=options.space,
+        branch=options.branch,
+        parent=parent or (outer and outer.uid) or os.environ.get("LAMIN_INITIATED_BY_RUN_UID"),
+        has_lightning_features=options.auto_features,
+        params=as_json(redact(params)),
+        record={
             "version": __version__,
             "stage": stage,
             "model": model,
-            "command": record.get("command", command),
             "process": process,
             "job": job_id(),
             **({"slurm": facts} if (facts := slurm.facts()) else {}),
@@ -378,14 +402,95 @@ def begin(
             "files": _hashes_of_files(params),
             "modules": hashes_of_modules(),
             **({"reproduces": {"run": reproduced}} if reproduced else {}),
-            "attempts": [*record.get("attempts", []), attempt],
-        }
-        run.extra_data = extra
-        run.save()
-        os.environ[RUN_UID_VARIABLE] = tracked.uid
-        if tracked.owned:
-            tracked.log = _open_log(tracked, command)
-        return tracked
+        },
+        attempt={
+            "host": process["host"],
+            "started_at": now,
+            "command": command,
+            "checkpoint": dict(checkpoint) if checkpoint else None,
+        },
+        references=dict(references or {}),
+        used=dict(used or {}),
+        goes_on=resumes is not None,
+        **runs.source_of(source, place.target.slug),
+    )
+    context_before = dict(vars(ln.context))
+    if not place.why:
+        try:
+            with reaching(place.target.slug):
+                tracked = _begin_in_registry(
+                    options, beginning, place, outer if is_outers else None, resumes
+                )
+        except UnreachableError as error:
+            if is_outers:
+                raise
+            place = replace(place, why=str(error))
+            vars(ln.context).update(context_before)
+    if place.why:
+        tracked = _begin_in_spool(beginning, place, resumes)
+    if tracked.owned:
+        tracked.context_before = context_before
+        _OWNED.add(tracked.uid)
+        tracked.log = _open_log(tracked, command)
+    return tracked
+
+
+def _begin_in_registry(
+    options: LaminOptions, beginning: Beginning, place: Place, outer: Any, resumes: Any
+) -> TrackedRun:
+    slug = place.target.slug
+    _check_records(options, slug)
+    if options.auto_features:
+        runs.ensure_lightning_features()
+    close_gone_runs()
+    if outer is not None:
+        beginning = replace(beginning, params=outer.params or beginning.params)
+        tracked = TrackedRun(outer, slug, owned=False)
+    else:
+        runs.leave_context()
+        if resumes is None:
+            environment = runs.environment_of(beginning.uid)
+            run = runs.begin(replace(beginning, environment=environment))
+            tracked = TrackedRun(run, slug, owned=True)
+        else:
+            tracked = _reopen(resumes, slug, beginning.code)
+    if outer is not None or resumes is not None:
+        beginning.describe(tracked.record)
+        tracked.record.save()
+    runs.use_noted(tracked.record, beginning)
+    os.environ[RUN_UID_VARIABLE] = tracked.uid
+    return tracked
+
+
+def _begin_in_spool(beginning: Beginning, place: Place, resumes: Any) -> TrackedRun:
+    """Begin a run whose first job creates it, or lets it go on, in LaminDB later."""
+    uid, target = beginning.uid, place.target
+    folder = spools_of_runs().get(uid, place.root / FOLDER_NAME / uid)
+    spooled = SpooledRun(uid, target.slug, target.id, str(folder), place.is_held)
+    if resumes is None:
+        beginning = replace(beginning, environment=runs.environment_of(uid))
+    job = spooled.job("begin", notes=asdict(beginning))
+    try:
+        spooled.add(job)
+    except OSError as error:
+        raise InstanceError(
+            f"{place.why} The run cannot be kept in {folder} either: {first_line(error)}. Name a "
+            "folder that can be written with --trainer.default_root_dir."
+        ) from error
+    runs.leave_context()
+    record = ln.context._run = resumes if resumes is not None else stand_in(uid, job)
+    spooled.to_environment()
+    when = "" if place.is_held else "when that returns, or later "
+    console.say(
+        f"{place.why.removesuffix('.')}; run {uid} is kept in {_short(folder)} and published "
+        f"{when}by: lamin-train sync"
+    )
+    attempt = resumes is not None
+    return TrackedRun(record, target.slug, owned=True, spooled=spooled, is_attempt=attempt)
+
+
+def _short(path: Path) -> str:
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _hashes_of_files(params: Mapping[str, Any]) -> dict[str, str]:
@@ -404,23 +509,10 @@ def _hashes_of_files(params: Mapping[str, Any]) -> dict[str, str]:
     return hashes
 
 
-@contextlib.contextmanager
-def _reachable(slug: str) -> Iterator[None]:
-    try:
-        yield
-    except (OperationalError, InterfaceError) as error:
-        is_server = connection.vendor == "postgresql"
-        mend = "Start its database" if is_server else "See to its disk"
-        raise InstanceError(
-            f"LaminDB instance {slug} cannot be {'reached' if is_server else 'written'}: "
-            f"{first_line(error)}. {mend}, or train without a record: --lamin.track false."
-        ) from error
-
-
-def _reopen(run: Any, slug: str, source: Source) -> TrackedRun:
+def _reopen(run: Any, slug: str, code: str) -> TrackedRun:
     """Make an earlier run the current one again."""
     ended = [RUN_STATUS_TO_CODE[status] for status in ("completed", "errored", "aborted")]
-    with _one_at_a_time():
+    with runs.one_at_a_time():
         run.refresh_from_db()
         process = ProcessIdentity.from_dict(run.extra_data[EXTRA_DATA_KEY].get("process"))
         if run._status_code not in ended and process is not None and process.is_alive():
@@ -440,7 +532,6 @@ def _reopen(run: Any, slug: str, source: Source) -> TrackedRun:
             if job is not None and job.action == "close":
                 spool.drop(name)
                 ends.append((folder, job))
-    code = source.code or Path(str(source.path)).read_text()
     if run.transform.source_code and code != run.transform.source_code:
         console.warn(f"the code is not what run {run.uid} began with; its record keeps the first")
     ln.context._run, ln.context._transform = run, run.transform
@@ -448,7 +539,7 @@ def _reopen(run: Any, slug: str, source: Source) -> TrackedRun:
 
 
 def _open_log(tracked: TrackedRun, command: str) -> RunLog | None:
-    path = _log_path(tracked.uid)
+    path = runs.log_path(tracked.uid)
     earlier = ""
     if tracked.record.report_id is not None:
         with contextlib.suppress(OSError):
@@ -470,6 +561,9 @@ def adopt_from_parent() -> None:
     """Make the run of the parent current in a process that a strategy spawned as rank zero."""
     uid = os.environ.get(RUN_UID_VARIABLE)
     if ln.context.run is None and uid is not None and parent_process() is not None:
+        if SpooledRun.current() is not None:
+            ln.context._run = stand_in(uid)
+            return
         ln.context._run = ln.Run.get(uid)
         ln.context._transform = ln.context._run.transform
 
@@ -491,7 +585,7 @@ def close_gone_runs() -> list[str]:
         spools = (Spool(folder) for folder in known_spools() if folder.name == run.uid)
         if any(spool.holds("close") for spool in spools):  # `sync` closes it, and truly
             continue
-        log = _log_path(run.uid)
+        log = runs.log_path(run.uid)
         ended_s = log.stat().st_mtime if log.exists() else time.time()
         last_sign = max(datetime.fromtimestamp(ended_s, timezone.utc), run.started_at)
         # Only if it is open still: it may have ended, truly, since we asked.
@@ -499,194 +593,54 @@ def close_gone_runs() -> list[str]:
         if not still_open.update(_status_code=RUN_STATUS_TO_CODE["aborted"], finished_at=last_sign):
             continue
         run.refresh_from_db()
-        set_ending(run, "aborted", last_sign)
-        _save_report(run)
+        runs.set_ending(run, "aborted", last_sign)
+        runs.save_report(run)
         closed.append(str(run.uid))
     if closed:
         console.say(f"closed as aborted, for their process is gone: {', '.join(closed)}")
     return closed
 
 
-def _save_report(run: Any) -> None:
-    from lamindb.core._finish import save_run_logs
+def close_killed(spool: Spool) -> bool:
+    """Spool the end of a run whose process was killed before LaminDB had begun it.
 
-    earlier = run.report
-    with _silent_lamindb():
-        save_run_logs(run, save_run=True)
-        if earlier is not None and earlier.id != run.report_id:
-            earlier.delete(permanent=True)
-    _log_path(run.uid).unlink(missing_ok=True)
+    The end is the last sign of life: the last output in the log, or the last job.
+
+    Returns:
+        Whether there was one.
+    """
+    jobs = list(spool.jobs())
+    numbers = {job.action: number for number, (_, job) in enumerate(jobs)}  # the last of each
+    begun = jobs[numbers["begin"]][1]
+    process = ProcessIdentity.from_dict(begun.notes["record"]["process"])
+    is_open = numbers.get("close", -1) < numbers["begin"]
+    if not is_open or process is None or process.is_alive() or not spool.lock.acquire():
+        return False
+    log = runs.log_path(begun.run)
+    last_job = datetime.fromisoformat(jobs[-1][1].at)
+    seen = log.stat().st_mtime if log.exists() else last_job.timestamp()
+    ended = max(datetime.fromtimestamp(seen, timezone.utc), last_job)
+    job = Job("close", begun.run, begun.instance, begun.instance_id, ended.isoformat())
+    spool.add(replace(job, status="aborted"), log if log.exists() else None)
+    return True
 
 
 def save_left_log(uid: str) -> None:
     """Give a run that ended while the database was away its log, which is here still."""
     run = ln.Run.objects.get(uid=uid)
-    if run.finished_at is not None and _log_path(uid).exists():
+    if run.finished_at is not None and runs.log_path(uid).exists():
         try:
-            _save_report(run)
+            runs.save_report(run)
         except OSError as error:
             console.warn(f"run {uid} could not be given its log: {first_line(error)}")
 
 
-def _leave_context() -> None:
-    """Let the next run of this process begin afresh, as `ln.finish()` does."""
-    for name in ("_run", "_transform", "_uid", "_version", "_description", "_path"):
-        setattr(ln.context, name, None)
-    # These outlive ln.finish(), so that the next run would inherit them.
-    ln.context._project = ln.context._space = ln.context._branch = None
-
-
-def _log_path(uid: str) -> Path:
-    # The name is lamindb's, so that its own tools find the file.
-    return Path(ln.setup.settings.cache_dir) / f"run_logs_{uid}.txt"
-
-
-def _track(options: LaminOptions, source: Source, command: str, parent: str | None = None) -> None:
-    """Call `ln.track()` with all that it would otherwise ask, guess or take over."""
-    from lamindb_setup.core.hashing import hash_file, hash_string
-
-    arguments: dict[str, Any] = {
-        "project": options.project,
-        "space": options.space,
-        "branch": options.branch,
-        "initiated_by_run": parent,
-        "stream_tracking": False,  # or sys.stdout is no terminal any more, and signals are taken
-    }
-    key = source.key or _transform_key(source.path)
-    # In a notebook, lamindb takes every path for that of the notebook.
-    in_notebook = getattr(builtins, "__IPYTHON__", False)
-    if source.path is not None and not in_notebook:
-        digest = hash_file(source.path)[1]
-        arguments |= {"path": source.path}
-    else:
-        code = source.code or Path(str(source.path)).read_text()
-        digest = hash_string(code)
-        arguments |= {"source_code": code, "kind": "function"}
-    is_new = not ln.Transform.filter(hash=digest).exists()
-    alone = _one_at_a_time() if is_new else contextlib.nullcontext()
-    with _silent_lamindb(), _recorded_command(command), alone:
-        arguments |= {"key": key, "transform": _transform_uid(digest, key)}
-        try:
-            ln.track(**arguments)
-        except Exception as error:
-            if not _is_git_failure(error):
-                raise
-            console.warn(f"no git reference for the transform: {first_line(error)}")
-            with _without_git():
-                ln.track(**arguments)
-        if "path" not in arguments:
-            from lamindb.core._finish import save_context_core
-
-            # ln.track() keeps the environment of runs of files only.
-            save_context_core(
-                run=ln.context.run, transform=ln.context.transform, filepath=Path("no file")
-            )
-
-
-def _transform_key(path: Path | None) -> str:
-    """Return the key that `ln.track()` in this script would choose."""
-    assert path is not None, "a source without a path has a key"
-    from lamindb_setup.core._settings_store import dev_dir_containing
-
-    root = dev_dir_containing(path, instance_slug=ln.setup.settings.instance.slug)
-    return path.relative_to(root).as_posix() if root else path.name
-
-
-def _transform_uid(digest: str, key: str) -> str | None:
-    """Return a uid only where `ln.track()` would ask whether the file was renamed or copied.
-
-    It asks when the same text is known under another key. A batch job cannot answer; a file under
-    its own key is a transform of its own.
-    """
-    from lamindb.base.uids import base62_12
-
-    same_text = ln.Transform.filter(hash=digest)
-    first = same_text.first()
-    if first is None or first.key.endswith(key):
-        return None
-    if (own := same_text.filter(key=key).first()) is not None:
-        return str(own.uid)
-    latest = ln.Transform.filter(key=key, is_latest=True).order_by("-created_at").first()
-    if latest is None:
-        return f"{base62_12()}0000"
-    from lamindb_setup.core.base62 import increment_base62
-
-    return str(latest.uid[:-4] + increment_base62(latest.uid[-4:]))
-
-
-def _is_git_failure(error: Exception) -> bool:
-    from subprocess import CalledProcessError
-
-    from lamindb.errors import BlobHashNotFound
-
-    return ln.settings.sync_git_repo is not None and isinstance(
-        error, (BlobHashNotFound, CalledProcessError, RuntimeError)
-    )
-
-
-@contextlib.contextmanager
-def _without_git() -> Iterator[None]:
-    instance = ln.setup.settings.instance
-    environment = os.environ.pop("LAMINDB_SYNC_GIT_REPO", None)
-    repositories = ln.settings._sync_git_repo, instance._git_repo
-    ln.settings._sync_git_repo = instance._git_repo = None
-    try:
-        yield
-    finally:
-        ln.settings._sync_git_repo, instance._git_repo = repositories
-        if environment is not None:
-            os.environ["LAMINDB_SYNC_GIT_REPO"] = environment
-
-
-@contextlib.contextmanager
-def _recorded_command(command: str) -> Iterator[None]:
-    """Let `ln.track()` read a quoted, redacted command line that fits its column."""
-    argv = sys.argv
-    if len(command) > _CLI_ARGS_LENGTH:
-        command = command[: _CLI_ARGS_LENGTH - 2] + " …"
-    sys.argv = [argv[0], command] if command else argv[:1]
-    try:
-        yield
-    finally:
-        sys.argv = argv
-
-
-@contextlib.contextmanager
-def _silent_lamindb() -> Iterator[None]:
-    logger, verbosity = ln.setup.logger, ln.settings.verbosity
-    was_disabled, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = was_disabled
-        ln.settings.verbosity = verbosity  # ln.track() raises it
-
-
 def _check_records(options: LaminOptions, slug: str) -> None:
     """Find everything that the options name and the instance does not have."""
-    mistakes = []
-    for registry, name in (
-        (ln.Project, options.project),
-        (ln.Space, options.space),
-        (ln.Branch, options.branch),
-    ):
-        if name is None or _exists(registry, name):
-            continue
-        label = registry.__name__.lower()
-        names = [record.name for record in registry.filter()]
-        code = f"import lamindb as ln; ln.{registry.__name__}(name={json.dumps(name)}).save()"
-        create = f" Create it with:\n    python -c {shlex.quote(code)}"
-        mistakes.append(
-            f"--lamin.{label} {name}: no such {label} in {slug}."
-            + (did_you_mean(name, names) or ("" if registry is ln.Space else create))
-        )
+    mistakes = runs.record_mistakes(options.project, options.space, options.branch)
     mistakes += _feature_mistakes(options, slug)
     if mistakes:
         raise RecordError("\n".join(mistakes))
-
-
-def _exists(registry: Any, name: str) -> bool:
-    return any(registry.filter(**{by: name}).exists() for by in ("name", "uid"))
 
 
 def _feature_mistakes(options: LaminOptions, slug: str) -> list[str]:
@@ -704,13 +658,9 @@ def _feature_mistakes(options: LaminOptions, slug: str) -> list[str]:
         others = ln.Feature.filter(is_type=False).exclude(type__name="lamindb.lightning")
         names = [feature.name for feature in others]
         hints = "".join(did_you_mean(name, names) for name in missing)
-        create = "; ".join(
-            f"ln.Feature(name={json.dumps(name)}, dtype={dtype_of(wanted[name])}).save()"
-            for name in missing
-        )
         mistakes.append(
             f"--lamin.features: {', '.join(missing)} not in {slug}.{hints} Create with:\n"
-            f"    python -c {shlex.quote(f'import lamindb as ln; {create}')}"
+            f"    {how_to_create({name: wanted[name] for name in missing})}"
         )
     for kind, values in (("run", options.features.run), ("artifact", options.features.artifact)):
         for name, value in values.items():
@@ -725,7 +675,7 @@ def _misfit(feature: Any, value: Any) -> str | None:
     from lamindb.errors import ValidationError
 
     try:
-        with _silent_lamindb():
+        with silent_lamindb():
             DictCurator({feature.name: value}, ln.Schema([feature])).validate()
     except ValidationError as error:
         kind = feature._dtype_str
@@ -734,56 +684,3 @@ def _misfit(feature: Any, value: Any) -> str | None:
         quoting = f" Quote it: '\"{value}\"'." if kind == "str" else ""
         return f"{value!r} does not fit the type {kind}{reason}.{quoting}"
     return None
-
-
-@contextlib.contextmanager
-def _one_at_a_time() -> Iterator[None]:
-    """Let one job of this instance at a time create what several could create at once.
-
-    Features and transforms have no unique names in the database, so two jobs that start together
-    would both create them. PostgreSQL locks for all hosts, SQLite for this one.
-    """
-    name = f"lamin-train {ln.setup.settings.instance._id.hex}"
-    digest = hashlib.sha256(name.encode()).hexdigest()
-    if connection.vendor == "postgresql":
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_advisory_lock(%s)", [number := int(digest[:15], 16)])
-            try:
-                yield
-            finally:
-                cursor.execute("SELECT pg_advisory_unlock(%s)", [number])
-    else:
-        with FileLock(lock_path(digest)):
-            yield
-
-
-def _ensure_lightning_features() -> None:
-    """Create the Lightning features once, where they are missing and the database permits it."""
-    from lamindb.integrations.lightning import _SUPPORTED_AUTO_FEATURES as NAMES
-    from lamindb.integrations.lightning import save_lightning_features
-
-    def are_there() -> bool:
-        present = ln.Feature.filter(type__name="lamindb.lightning", name__in=NAMES)
-        return bool(present.count() == len(NAMES))
-
-    if are_there():
-        return
-    try:
-        with _silent_lamindb(), _one_at_a_time():
-            if not are_there():
-                save_lightning_features()
-    except (Error, DoesNotExist, PermissionError) as error:
-        console.warn(
-            f"the Lightning features cannot be created ({first_line(error)}); "
-            "ask an owner of the instance to call save_lightning_features() once"
-        )
-
-
-def _numbers(features: Any) -> dict[str, Any]:
-    """Return those of some features that hold numbers, by name."""
-    kinds = {"float", "num", "int"}
-    return {feature.name: feature for feature in features if feature._dtype_str in kinds}
-
-
-def _as_dtype(value: float, feature: Any) -> float | int:
-    return round(value) if feature._dtype_str == "int" else value

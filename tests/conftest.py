@@ -52,14 +52,14 @@ def ln(_instance: str, project: Path) -> Iterator[Any]:
     """Give lamindb, connected, in an empty project; no run is left open."""
     import lamindb
 
-    from lamincli import tracking
     from lamincli.instance import connect
+    from lamincli.registry.runs import leave_context
 
     connect(_instance)  # whatever the test before this one connected
     lamindb.setup.logger.set_handler()  # to the streams that pytest captures for this test
     yield lamindb
     if lamindb.context.run is not None:
-        tracking._leave_context()
+        leave_context()
 
 
 @pytest.fixture

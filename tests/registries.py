@@ -48,7 +48,10 @@ class MemoryRegistry:
     def annotate(self, job):
         self._call("annotate", job.run)
 
-    def close_run(self, job):
+    def begin_run(self, job):
+        self._call("begin", job.run)
+
+    def close_run(self, job, log):
         self._call("close", job.status)
 
     def verdict(self, error):

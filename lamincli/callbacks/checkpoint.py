@@ -7,9 +7,9 @@ import os
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from functools import cache, partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from lamincli import console
 from lamincli.callbacks.follow import GoesOn
 from lamincli.events import ArtifactRemovedEvent, ArtifactSavedEvent
 from lamincli.features import DESCRIPTIONS, as_json
+from lamincli.offline import SpooledRun
 from lamincli.options import LaminOptions
 from lamincli.publisher import Published, Publisher
 from lamincli.redaction import redact_config
@@ -167,18 +168,26 @@ class Checkpoint(GoesOn, ll.Checkpoint):
         self._run_uid, _ = trainer.strategy.broadcast(told)
 
     def learn_features(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Ask the database what the jobs will name, once a run, and give its connection back.
+        """Learn what the jobs will name, once a run, so that a save asks nothing.
 
-        From here on a thread publishes by the side of the training, with a connection of its own.
+        The connection is given back: a thread publishes by the side of the training from here on.
 
         Runs on: global rank zero, before the training.
         """
         self._run_uid = ln.context.run.uid if ln.context.run else None
         if self._run_uid and self._features_of_run == self._run_uid:
             return
-        self._feature_annotator.setup(trainer, pl_module)
         self._features_of_run = self._run_uid
         self._are_run_features_spooled = False
+        annotator = self._feature_annotator
+        if self._spooled is not None:
+            _know_names(annotator, trainer, pl_module)
+            self._feature_uids, self._storage_uid = {}, ""
+            if annotator._run_features:
+                named = {"wanted": annotator._run_features}
+                self._add(trainer, self._spooled.job("annotate", named=named))
+            return
+        annotator.setup(trainer, pl_module)
         self._feature_uids = self._look_up_features()
         self._storage_uid = _default_storage()
         give_back_connections()
@@ -201,8 +210,14 @@ class Checkpoint(GoesOn, ll.Checkpoint):
 
     def spool_folder(self, trainer: pl.Trainer) -> Path:
         """Return the folder in which the jobs of the run wait."""
-        root = _spool_root(str(trainer.default_root_dir), os.getcwd())
+        if (spooled := self._spooled) is not None:
+            return Path(spooled.folder)
+        root = spool_root(str(trainer.default_root_dir), os.getcwd())
         return root / FOLDER_NAME / (self._uid_of_run() or _UNTRACKED)
+
+    @property
+    def _spooled(self) -> SpooledRun | None:
+        return SpooledRun.current()
 
     def _active_run_uid(self) -> str | None:
         if not self._run_uid_is_version:
@@ -213,7 +228,7 @@ class Checkpoint(GoesOn, ll.Checkpoint):
         return self._run_uid or (str(ln.context.run.uid) if ln.context.run else "")
 
     def _look_up_features(self) -> dict[str, str]:
-        """Return the uids of the features that jobs will name, so that a save asks nothing."""
+        """Return the uids of the features that jobs will name."""
         annotator = self._feature_annotator
         names = {*annotator._artifact_features, *annotator._hparam_features_available}
         found = ln.Feature.objects.filter(name__in=names, is_type=False).order_by("-type_id")
@@ -275,12 +290,13 @@ class Checkpoint(GoesOn, ll.Checkpoint):
     ) -> Job:
         description, artifact_kind = _KINDS[kind]
         instance = ln.setup.settings.instance
+        spooled = self._spooled
         is_checkpoint = kind == "checkpoint"
         return Job(
             action=action,
             run=self._uid_of_run(),
-            instance=instance.slug,
-            instance_id=instance._id.hex,
+            instance=spooled.instance if spooled else instance.slug,
+            instance_id=spooled.instance_id if spooled else instance._id.hex,
             at=datetime.now(timezone.utc).isoformat(timespec="microseconds"),
             storage=self._storage_uid,
             uid=f"{base62(16)}0000",
@@ -296,7 +312,8 @@ class Checkpoint(GoesOn, ll.Checkpoint):
             callback=self.state_key if is_checkpoint else "",
             is_best=is_best,
             mode=self.mode,
-            features=self._by_uid(values or {}),
+            features=self._by_uid(values or {}) if spooled is None else {},
+            named=self._by_name(values or {}) if spooled is not None else {},
             notes=self._notes(trainer, filepath) if is_checkpoint else {},
         )
 
@@ -316,17 +333,26 @@ class Checkpoint(GoesOn, ll.Checkpoint):
         """Return values by the uids of their features; what no database stores is left out."""
         known = self._feature_uids or {}
         by_uid = {}
-        for feature, value in values.items():
+        for feature, value in _storable(values):
             uid = known.get(feature) if isinstance(feature, str) else feature.uid
-            with suppress(ValueError, RuntimeError):  # a tensor of several numbers fits nothing
-                value = value.item() if hasattr(value, "item") else value
-            if uid is None or (isinstance(value, float) and not math.isfinite(value)):
-                continue
-            by_uid[uid] = as_json(value) if isinstance(value, (dict, list, tuple)) else value
+            if uid is not None:
+                by_uid[uid] = value
         rank, score = (self._feature_annotator.get(name) for name in ("model_rank", "score"))
         if rank is not None and score is not None and score.uid in by_uid:
             by_uid[rank.uid] = 0  # until all are ranked
         return by_uid
+
+    def _by_name(self, values: dict[Any, Any]) -> dict[str, dict[str, Any]]:
+        """Return values as `Job.named` holds them, while no feature can be looked up."""
+        named: dict[str, dict[str, Any]] = {}
+        for feature, value in _storable(values):
+            is_wanted = feature in self._feature_annotator._artifact_features
+            group = "lightning" if not isinstance(feature, str) else "hparams"
+            name = feature if isinstance(feature, str) else feature.name
+            named.setdefault("wanted" if is_wanted else group, {})[name] = value
+        if "score" in named.get("lightning", {}):
+            named["lightning"]["model_rank"] = 0  # until all are ranked
+        return named
 
     def _spool_run(self, trainer: pl.Trainer) -> None:
         """Spool the features of the run, and hparams.yaml as soon as there is one; both once."""
@@ -343,7 +369,7 @@ class Checkpoint(GoesOn, ll.Checkpoint):
         self._are_run_features_spooled = True
         annotator = self._feature_annotator
         values = annotator._collect_run_features(trainer, self.monitor, self.mode)
-        if values and ln.context.run is not None:
+        if values and self._uid_of_run():
             job = self._job("annotate", trainer, "", "checkpoint", values)
             self._add(trainer, job)
 
@@ -357,6 +383,7 @@ class Checkpoint(GoesOn, ll.Checkpoint):
             LaminRegistry,
             inline=self._publish_how == "inline",
             limit_bytes=None if limit is None else limit * 1e9,
+            is_held=(spooled := self._spooled) is not None and spooled.is_held,
         )
         if publisher is not self._publisher:
             self._tell(trainer)  # what the one before has done
@@ -573,6 +600,35 @@ class Checkpoint(GoesOn, ll.Checkpoint):
         return self.__dict__ | ours
 
 
+@dataclass(frozen=True)
+class _NamedFeature:
+    """A Lightning feature that cannot be looked up now."""
+
+    name: str
+
+
+def _know_names(annotator: Any, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    """Let lamindb's annotator collect every value by its name, where no feature can be looked up.
+
+    Which of them exist is found out when they are published.
+    """
+    names = ll._SUPPORTED_AUTO_FEATURES
+    annotator._auto_features = {name: _NamedFeature(name) for name in names}
+    annotator._hparam_features_available = annotator._collect_hparam_names(
+        pl_module,
+        trainer.datamodule,  # type: ignore[attr-defined]
+    )
+
+
+def _storable(values: dict[Any, Any]) -> Iterator[tuple[Any, Any]]:
+    """Yield features and values, without what no database stores."""
+    for feature, value in values.items():
+        with suppress(ValueError, RuntimeError):  # a tensor of several numbers fits nothing
+            value = value.item() if hasattr(value, "item") else value
+        if not isinstance(value, float) or math.isfinite(value):
+            yield feature, as_json(value) if isinstance(value, (dict, list, tuple)) else value
+
+
 def _default_storage() -> str:
     instance = ln.setup.settings.instance
     is_local = instance.keep_artifacts_local and instance._local_storage is not None
@@ -589,7 +645,7 @@ def _to_pin(job: Job, filepath: Path | str) -> tuple[Path | None, str | None]:
 
 
 @cache
-def _spool_root(root: str, here: str) -> Path:
+def spool_root(root: str, here: str) -> Path:
     """Return the folder for the spool: that of the trainer, or the next one we can write."""
     places = [Path(here) if "://" in root else Path(root), Path(here)]
     fitting = (place for place in places if os.access(_existing(place), os.W_OK))

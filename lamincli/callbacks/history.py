@@ -18,6 +18,7 @@ from lamincli.callbacks.save_config import config_saver, publisher_of
 from lamincli.differences import read_rows
 from lamincli.errors import first_line
 from lamincli.features import DESCRIPTIONS, FILE_NAME_OF_HISTORY, HISTORY_COLUMNS
+from lamincli.offline import is_stand_in
 from lamincli.registry.download import fetch
 from lamincli.spool import Spool
 
@@ -148,6 +149,8 @@ def _left(trainer: pl.Trainer) -> str | None:
 def _published() -> str | None:
     """Return what an earlier attempt of this run has published."""
     run = ln.context.run
+    if is_stand_in(run):
+        return None
     found = run and ln.Artifact.filter(run=run, description=DESCRIPTIONS["history"]).first()
     return fetch(found).read_text(encoding="utf-8") if found else None
 

@@ -53,7 +53,8 @@ def main(words: Sequence[str]) -> int:
     folders = {Path(os.path.abspath(folder)): None for folder in found}
     if options.folder is None:
         folders |= dict.fromkeys(known_spools())
-    spools = [Spool(folder) for folder in folders]
+    # A run begins after the one that started it.
+    spools = sorted((Spool(folder) for folder in folders), key=_began_at)
     if options.dry_run:
         for spool in spools:
             _list(spool)
@@ -67,6 +68,10 @@ def main(words: Sequence[str]) -> int:
     if not any(number for number, _ in left):
         console.say("nothing to publish")
     return 3 if any(rest for _, rest in left) else 0
+
+
+def _began_at(spool: Spool) -> str:
+    return next((job.at for _, job in spool.jobs()), "")
 
 
 def _discard(spool: Spool) -> bool:
@@ -100,7 +105,7 @@ def _describe(job: Job | None) -> str:
         return f"save {job.local_path} as {job.key} in {job.instance}, {_size(job.size_bytes)}"
     if job.action == "remove":
         return f"remove {job.key} from {job.instance}"
-    what = "annotate" if job.action == "annotate" else f"close as {job.status}"
+    what = f"close as {job.status}" if job.action == "close" else job.action
     return f"{what} run {job.run} in {job.instance}"
 
 
@@ -145,26 +150,29 @@ def _publish_into(spool: Spool, first: Job, slug: str, number: int) -> int:
     import lamindb as ln
 
     from lamincli.registry.lamin import LaminRegistry
-    from lamincli.tracking import save_left_log
+    from lamincli.registry.runs import leave_context
+    from lamincli.tracking import close_killed, save_left_log
 
     instance_id = ln.setup.settings.instance._id.hex
-    if instance_id != first.instance_id:
+    if first.instance_id and instance_id != first.instance_id:
         raise InstanceError(
             f"{slug} is another instance by now: its id is {instance_id}, not {first.instance_id}."
         )
     run = ln.Run.objects.filter(uid=first.run).first()
-    if run is None and first.run:
+    begun = spool.holds("begin")
+    if run is None and first.run and not begun:
         raise InstanceError(f"It has no run {first.run}.")
     # New artifacts get the project of the context, as in the training itself.
     ln.context._project = run and run.projects.first()
     try:
+        number += begun and close_killed(spool)
         publisher = Publisher(spool, LaminRegistry(), inline=True)
         left = publisher.drain()
         publisher.close()
-        if run is not None:
+        if ln.Run.objects.filter(uid=first.run).exists():
             save_left_log(first.run)
     finally:
-        ln.context._project = None
+        leave_context()
     of = f"run {first.run}" if first.run else "no run"
     console.say(f"{of} in {slug}: {number - left} of {number} jobs done")
     return left

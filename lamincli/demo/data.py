@@ -36,7 +36,7 @@ class DigitsDataModule(pl.LightningDataModule):
     def prepare_data(self) -> None:
         """Register the file and use it as an input, where a run is tracked."""
         ln = sys.modules.get("lamindb")
-        if ln is None or ln.context.run is None:
+        if ln is None or ln.context.run is None or ln.context.run._state.adding:
             return
         artifact = ln.Artifact.filter(key=ARTIFACT_KEY).first()
         if artifact is None:

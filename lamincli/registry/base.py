@@ -43,11 +43,19 @@ class Registry(Protocol):
             The deleted artifact; `None` if there was none.
         """
 
+    def begin_run(self, job: Job) -> None:
+        """Make the run with the uid and the times of the job, or let it go on."""
+
     def annotate(self, job: Job) -> None:
         """Give the run the feature values of the job."""
 
-    def close_run(self, job: Job) -> None:
-        """Record how the run ended, and when."""
+    def close_run(self, job: Job, log: Path | None) -> None:
+        """Record how the run ended, and when.
+
+        Args:
+            job: The job.
+            log: The log of the run; `None` where it was not kept in the spool.
+        """
 
     def verdict(self, error: Exception) -> Verdict:
         """Say what an error of the calls above calls for, by its type."""

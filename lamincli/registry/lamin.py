@@ -4,7 +4,9 @@ What is written is what `lamindb.integrations.lightning.Checkpoint` writes. The 
 lamindb that this needs are named in ``docs/design.md``.
 """
 
-from collections.abc import Callable
+import json
+import shlex
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +15,6 @@ from typing import Any
 import lamindb as ln
 from django.db import IntegrityError, transaction
 from django.db.models import Q
-from lamindb.base.types import RUN_STATUS_TO_CODE
 from lamindb.models._is_versioned import create_uid
 from lamindb.models._lineage import track_run_inputs
 from lamindb.models.artifact import _delete_skip_storage
@@ -21,14 +22,13 @@ from lamindb.models.sqlrecord import get_current_branch
 from lamindb_setup.core.canonical_suffix import CanonicalSuffix
 
 from lamincli import console
-from lamincli.errors import ContentChangedError
-from lamincli.registry import outages, storage, values
+from lamincli.errors import ContentChangedError, RecordError
+from lamincli.features import dtype_of
+from lamincli.registry import outages, runs, storage, values
 from lamincli.registry.base import Verdict
+from lamincli.registry.runs import EXTRA_DATA_KEY
 from lamincli.spool import Job
 from lamincli.spool.folder import measure
-
-EXTRA_DATA_KEY = "lamin_train"
-"""Where runs and artifacts keep what only this package knows, in their `extra_data`."""
 
 _FLAGS = ("is_last_model", "is_best_model")
 
@@ -48,6 +48,11 @@ class LaminRegistry:
 
     def save(self, job: Job, file: Path | None, note: Callable[[Job], None]) -> Any:
         """Make a file the artifact of the job's key; see `Registry.save`."""
+        artifact = self._save(job, file, note)
+        self._check_wanted(job)
+        return artifact
+
+    def _save(self, job: Job, file: Path | None, note: Callable[[Job], None]) -> Any:
         run = self._run(job.run)
         if file is not None:
             _check_content(job, file)
@@ -57,6 +62,9 @@ class LaminRegistry:
         own = [other for other in others if _run_id(other, job) == (run and run.id)]
         if artifact is not None and artifact in own:  # an earlier attempt has come so far
             self._retire([old for old in own if old != artifact], job, note)
+            if wanted := job.named.get("wanted"):  # some may have been missing then
+                rest = replace(job, features={}, named={"wanted": wanted})
+                self._link(artifact, self._fitting(rest), run)
             return self._with_place(artifact)
         # A key that another run has gets a new version; one of our own is replaced.
         foreign = [other for other in others if other not in own]
@@ -94,17 +102,35 @@ class LaminRegistry:
         self._retire(artifacts, job, note)
         return artifacts[0] if artifacts else None
 
+    def begin_run(self, job: Job) -> None:
+        """Make the run of the job, or let it go on; it is the current one of the process then."""
+        current = ln.context.run
+        runs.leave_context()
+        ln.context._run = current  # other threads ask for it
+        beginning = runs.Beginning(**job.notes)
+        if beginning.has_lightning_features:
+            runs.ensure_lightning_features()
+        runs.use_noted(runs.begin(beginning), beginning)
+        self._runs.pop(job.run, None)
+
     def annotate(self, job: Job) -> None:
         """Give the run the feature values of the job."""
         run = self._run(job.run)
         if run is not None:
             self._link(run, self._fitting(job), run)
+            self._check_wanted(job)
 
-    def close_run(self, job: Job) -> None:
-        """Record how the run ended, and when."""
-        run = self._run(job.run)
-        add_metrics(run, job.notes.get("metrics") or {})
-        set_ending(run, job.status, datetime.fromisoformat(job.at))
+    def close_run(self, job: Job, log: Path | None) -> None:
+        """Record how the run ended, and when; see `Registry.close_run`."""
+        run = ln.Run.objects.get(uid=job.run)  # anew: an attempt may have been noted since
+        metrics = job.notes.get("metrics") or {}
+        runs.add_metrics(run, metrics)
+        runs.set_ending(run, job.status, datetime.fromisoformat(job.at))
+        runs.add_metric_features(run, metrics)
+        if (evaluated := job.notes.get("evaluated")) and (artifact := runs.find(evaluated)):
+            runs.annotate_evaluated(artifact, metrics, run)
+        if log is not None:
+            runs.save_report(run, log)
 
     def verdict(self, error: Exception) -> Verdict:
         """Say what an error calls for."""
@@ -293,9 +319,13 @@ class LaminRegistry:
         """Return features and values of a job, without what does not fit, which is reported."""
         if unknown := set(job.features) - set(self._features):
             self._features |= values.features_by_uid(unknown)
+        given = [(self._features.get(uid), value) for uid, value in job.features.items()]
+        for group in ("hparams", "lightning", "wanted"):
+            named = job.named.get(group) or {}
+            found = values.features_by_name(named, group == "lightning") if named else {}
+            given += [(found.get(name), value) for name, value in named.items()]
         fitting = {}
-        for uid, value in job.features.items():
-            feature = self._features.get(uid)
+        for feature, value in given:
             if feature is None or value is None:
                 continue
             try:
@@ -306,29 +336,24 @@ class LaminRegistry:
                 console.warn(f"{job.key or job.run}: {error}; it is left out")
         return fitting
 
+    def _check_wanted(self, job: Job) -> None:
+        """Refuse to be done with a job while features that the user asked for are missing."""
+        wanted = job.named.get("wanted") or {}
+        known = values.features_by_name(wanted) if wanted else {}
+        if missing := {name: value for name, value in wanted.items() if name not in known}:
+            raise RecordError(
+                f"{', '.join(missing)} not in {job.instance}: all but the values of such features "
+                f"is published. Create with: {how_to_create(missing)}"
+            )
 
-def add_metrics(run: Any, values: dict[str, Any]) -> None:
-    """Add last values of metrics to those that a run has, without saving it."""
-    if values:
-        extra = dict(run.extra_data or {})
-        run.extra_data = {**extra, "metrics": {**extra.get("metrics", {}), **values}}
 
-
-def set_ending(run: Any, status: str, finished_at: datetime) -> None:
-    """Record how and when a run, and the last of its attempts, has ended.
-
-    A run that its scheduler will start again is ``scheduled``, and its attempt ``requeued``.
-    """
-    goes_on = status == "scheduled"
-    run._status_code = RUN_STATUS_TO_CODE[status]
-    run.finished_at = None if goes_on else finished_at
-    record = (run.extra_data or {}).get(EXTRA_DATA_KEY) or {}
-    if attempts := record.get("attempts"):
-        ended = {"ended_at": finished_at.isoformat(), "status": "requeued" if goes_on else status}
-        last = {**attempts[-1], **ended}
-        record = {**record, "attempts": [*attempts[:-1], last]}
-        run.extra_data = {**run.extra_data, EXTRA_DATA_KEY: record}
-    run.save()
+def how_to_create(features: Mapping[str, Any]) -> str:
+    """Return the command that creates features for some values."""
+    made = (
+        f"ln.Feature(name={json.dumps(name)}, dtype={dtype_of(value)}).save()"
+        for name, value in features.items()
+    )
+    return f"python -c {shlex.quote('import lamindb as ln; ' + '; '.join(made))}"
 
 
 def _check_content(job: Job, file: Path) -> None:

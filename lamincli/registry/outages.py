@@ -1,11 +1,19 @@
 """Tell outages, which pass, from errors that need somebody to act. By type, never by text."""
 
 import errno
+import socket
 import sqlite3
+import ssl
+import struct
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
-from django.db import IntegrityError, InterfaceError, OperationalError, connections
+from django.db import IntegrityError, InterfaceError, OperationalError, connection, connections
 
+from lamincli.errors import InstanceError, UnreachableError, first_line
+from lamincli.hub import is_unreachable
 from lamincli.registry.base import Verdict
 
 _NEEDS_SOMEBODY = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EINVAL}
@@ -26,6 +34,8 @@ _STORE_NEEDS_SOMEBODY = {
     "NoSuchBucket",
     "SignatureDoesNotMatch",
 }
+_ANSWERS_WITHIN_S = 3.0
+_SSL_REQUEST, _PROTOCOL_3 = 80877103, 196608
 _NETWORK_LIBRARIES = {"aiohttp", "aiobotocore", "botocore", "gcsfs", "httpcore", "httpx", "urllib3"}
 
 
@@ -66,6 +76,78 @@ def give_back_connections() -> None:
     So a job holds one connection at most, and none while nothing is published. One that was lost
     meanwhile is forgotten likewise, with which Django would go on.
     """
-    for connection in connections.all(initialized_only=True):
-        if not connection.in_atomic_block:
-            connection.close()
+    for opened in connections.all(initialized_only=True):
+        if not opened.in_atomic_block:
+            opened.close()
+
+
+@contextmanager
+def reaching(slug: str) -> Iterator[None]:
+    """Say what is wrong where an instance cannot be used, and whether that passes.
+
+    Raises:
+        UnreachableError: It cannot be reached for now: its server, its disk, or its hub.
+        InstanceError: Its server can be reached, and refuses.
+    """
+    try:
+        yield
+    except (OperationalError, InterfaceError) as error:
+        is_server = connection.vendor == "postgresql"
+        refuses = verdict(error) == "park" or (is_server and _refuses())
+        verb = "used" if refuses else "reached" if is_server else "written"
+        mend = "Start its database" if is_server else "See to its disk"
+        mend = "See to its address, credentials and permissions" if refuses else mend
+        raise (InstanceError if refuses else UnreachableError)(
+            f"LaminDB instance {slug} cannot be {verb}: {first_line(error)}. {mend}, or train "
+            "without a record: --lamin.track false."
+        ) from error
+    except (OSError, RuntimeError, ValueError) as error:
+        if isinstance(error, InstanceError) or not is_unreachable(error):
+            raise
+        raise UnreachableError(
+            f"LaminHub cannot be asked for LaminDB instance {slug}: {first_line(error)}."
+        ) from error
+
+
+def _refuses() -> bool:
+    """Tell whether PostgreSQL can be reached and does not let us in, as with a wrong password.
+
+    libpq gives no code where connecting fails, so the server is asked itself. One that is starting,
+    or has no connection left, is away.
+    """
+    if connection.connection is not None and connection.is_usable():
+        return False
+    code = _answer_of_postgres(connection.settings_dict)
+    if code != "R":
+        return code.startswith(_POSTGRES_NEEDS_SOMEBODY)
+    try:
+        connection.connect()  # it would have let us in, but for the password
+    except OperationalError:
+        return True
+    return False
+
+
+def _answer_of_postgres(settings: Any) -> str:
+    """Return the SQLSTATE of a refusal, ``R`` for a request to log in, else an empty string.
+
+    Source: Frontend/Backend Protocol 3.0, Start-up; documentation of PostgreSQL.
+    """
+    words = ("user", settings["USER"], "database", settings["NAME"])
+    start = b"".join(f"{word}\0".encode() for word in words) + b"\0"
+    host, port = settings["HOST"] or "localhost", int(settings["PORT"] or 5432)
+    try:
+        with socket.create_connection((host, port), timeout=_ANSWERS_WITHIN_S) as plain:
+            plain.sendall(struct.pack("!ii", 8, _SSL_REQUEST))
+            server = plain
+            if plain.recv(1) == b"S":
+                context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+                context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+                server = context.wrap_socket(plain)  # no secret is sent
+            server.sendall(struct.pack("!ii", 8 + len(start), _PROTOCOL_3) + start)
+            answer = server.recv(4096)
+    except (OSError, ValueError):
+        return ""
+    if answer[:1] != b"E":
+        return answer[:1].decode("ascii", "replace")
+    fields = answer[5:].split(b"\0")
+    return next((field[1:].decode() for field in fields if field[:1] == b"C"), "")

@@ -178,6 +178,14 @@ def _find(keys: list[tuple[int, str]]) -> dict[tuple[int, str], int]:
     return found
 
 
+def features_by_name(names: Iterable[str], of_lightning: bool = False) -> dict[str, Any]:
+    """Return the features of some names: those of Lightning, or any."""
+    found = ln.Feature.objects.filter(name__in=list(names), is_type=False).order_by("-type_id")
+    if of_lightning:
+        found = found.filter(type__name="lamindb.lightning")
+    return {feature.name: feature for feature in found}
+
+
 def features_by_uid(uids: Iterable[str]) -> dict[str, Any]:
     """Return the features of some uids."""
     return {feature.uid: feature for feature in ln.Feature.objects.filter(uid__in=list(uids))}

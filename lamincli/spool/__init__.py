@@ -16,9 +16,10 @@ as its job. A job file in ``ready`` is an acknowledged checkpoint.
 
 from lamincli.spool.folder import Spool, left_behind
 from lamincli.spool.index import known_spools, spools_below
-from lamincli.spool.job import Job
+from lamincli.spool.job import Action, Job
 
 __all__ = [
+    "Action",
     "Job",
     "Spool",
     "known_spools",

@@ -252,11 +252,17 @@ class Spool:
             text = reason.read_text().strip() if reason.exists() else "no reason is noted"
             yield name, job, text
 
+    def jobs(self) -> Iterator[tuple[str, Job]]:
+        """Yield the jobs that wait here and can be read, parked ones among them, oldest first."""
+        states = (self.claimed, self.ready, self.parked)
+        found = [(name, state) for state in states for name in self.names(state)]
+        for name, state in sorted(found, key=lambda one: _number(one[0])):
+            if (job := self.look(state, name)) is not None:
+                yield name, job
+
     def holds(self, action: Action) -> bool:
         """Tell whether a job of this kind waits here."""
-        states = (self.ready, self.claimed, self.parked)
-        jobs = (self.look(state, name) for state in states for name in self.names(state))
-        return any(job is not None and job.action == action for job in jobs)
+        return any(job.action == action for _, job in self.jobs())
 
     def close(self) -> None:
         """Remove the folder if nothing is left in it, and give the lock back."""

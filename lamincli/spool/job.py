@@ -2,15 +2,15 @@
 
 import json
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from lamincli.errors import SpoolCorruptError, SpoolVersionError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Version of the job files. One that is newer is parked; every older one stays readable."""
 
-Action = Literal["save", "remove", "annotate", "close"]
-_ACTIONS = ("save", "remove", "annotate", "close")
+Action = Literal["begin", "save", "remove", "annotate", "close"]
+_ACTIONS: tuple[Action, ...] = get_args(Action)
 
 
 @dataclass(frozen=True)
@@ -18,11 +18,11 @@ class Job:
     """What is to be done in LaminDB, for one file or one run.
 
     Args:
-        action: ``save`` a file as an artifact, ``remove`` the artifact of a key, ``annotate`` the
-            run with feature values, ``close`` the run.
+        action: ``begin`` the run, ``save`` a file as an artifact, ``remove`` the artifact of a key,
+            ``annotate`` the run with feature values, ``close`` the run.
         run: Uid of the run; empty where none is tracked.
-        instance: The LaminDB instance, owner/name.
-        instance_id: Its id, in hexadecimal.
+        instance: The LaminDB instance, owner/name; the folder of a local one that was not there.
+        instance_id: Its id, in hexadecimal; empty where it was not known.
         at: When the job was made, ISO 8601 in UTC.
         storage: Uid of the storage in which artifacts are put; empty for the default one.
         uid: Uid of the artifact to be, so that publishing twice makes one artifact.
@@ -41,7 +41,10 @@ class Job:
         is_best: Whether it was the best checkpoint when it was saved.
         mode: ``min`` or ``max``, which of the scores is the best.
         features: Uids of features and their values, for the artifact or the run.
-        notes: What else the artifact's `extra_data` shall hold: monitor, score and step.
+        named: Likewise by name, where the uids were not known: those that the user ``wanted``, of
+            which none may be missing, those of ``lightning``, and ``hparams``.
+        notes: What else the artifact's `extra_data` shall hold: monitor, score and step. What a
+            run is begun and closed with.
         status: How the run ended, for ``close``.
         doomed: Uids of artifacts that are being deleted, and the places of their files.
     """
@@ -67,6 +70,7 @@ class Job:
     is_best: bool = False
     mode: str = "min"
     features: dict[str, Any] = field(default_factory=dict)
+    named: dict[str, dict[str, Any]] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     status: str = ""
     doomed: dict[str, str] = field(default_factory=dict)

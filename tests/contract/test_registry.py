@@ -440,7 +440,7 @@ def test_run_is_annotated_and_closed(lab, save):
     features = {lab.features["max_epochs"]: 3, lab.features["precision"]: "32-true"}
     for _ in range(2):
         lab.registry.annotate(replace(job, action="annotate", features=features))
-        lab.registry.close_run(replace(job, action="close", status="errored"))
+        lab.registry.close_run(replace(job, action="close", status="errored"), None)
     run = lab.ln.Run.get(uid=lab.runs[0])
     assert (run.status, run.finished_at.isoformat(timespec="microseconds")) == ("errored", job.at)
     values = [v.value for v in run.json_values.order_by("id")]

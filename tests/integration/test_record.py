@@ -2,6 +2,7 @@
 
 import json
 import sys
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
@@ -271,19 +272,22 @@ def test_parent_run_is_recorded(train, last_run, monkeypatch):
 
 def test_same_source_under_another_key_never_prompts(ln, project, last_run, monkeypatch):
     """lamindb asks whether the file was renamed or copied; a batch job cannot answer."""
-    from lamincli.options import LaminOptions
+    from lamindb.base.uids import base62_16
+
+    from lamincli.registry.runs import Beginning, begin, leave_context, source_of
     from lamincli.source import Source
-    from lamincli.tracking import _leave_context, _track
 
     monkeypatch.setattr("builtins.input", lambda _: pytest.fail("a prompt"))
     keys = []
     for name, text in (("a.py", "x = 1"), ("b.py", "x = 1"), ("b.py", "x = 1"), ("b.py", "x = 2"),
                        ("b.py", "x = 1"), ("a.py", "x = 2")):  # fmt: skip
         (project / name).write_text(text)
-        _track(LaminOptions(), Source(path=project / name), "")
+        source = source_of(Source(path=project / name), "me/project")
+        now = datetime.now(timezone.utc).isoformat()
+        begin(Beginning(base62_16(), now, **source, attempt={"started_at": now}))
         keys.append((ln.context.transform.key, ln.context.transform.uid))
         assert ln.context.transform.source_code == text
-        _leave_context()
+        leave_context()
     assert [key for key, _ in keys] == ["a.py", "b.py", "b.py", "b.py", "b.py", "a.py"]
     uids = [uid for _, uid in keys]
     assert uids[1] == uids[2] == uids[4], "the same text under the same key is the same version"

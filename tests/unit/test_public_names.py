@@ -67,7 +67,7 @@ ROOMS = [
     ["errors", "options", "redaction", "features", "process", "source", "log", "hub", "console"],
     ["hardware", "differences", "recipe", "checkpoint_file", "parser", "ranks"],
     ["instance", "events", "spool"],
-    ["ranks"],
+    ["offline", "memory"],
     ["registry"],
     ["publisher", "references"],
     ["resume"],

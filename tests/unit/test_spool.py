@@ -192,7 +192,7 @@ def test_recovery_after_a_crash(spool, checkpoint):
         ("00000007.json", "{torn"),
         ("00000007.json", "\udcff"),
         ("notes.txt", "written by somebody"),
-        ("00000007.json", job().to_json().replace('"version": 1', '"version": 2')),
+        ("00000007.json", job().to_json().replace('"version": 2', '"version": 3')),
     ],
 )
 def test_what_is_no_job_is_parked_and_blocks_nothing(spool, checkpoint, name, text):

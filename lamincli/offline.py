@@ -1,0 +1,96 @@
+"""A run that is not in LaminDB yet: where its jobs wait, and what stands in its place.
+
+Such a run has its uid from the start. Its first job creates it in LaminDB, with the times that it
+had; the publisher does that when the database returns, or `lamin-train sync` later.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from lamincli.process import RUN_UID_VARIABLE, SPOOLED_VARIABLE
+from lamincli.spool import Action, Job, Spool, known_spools, spools_below
+
+
+@dataclass(frozen=True)
+class SpooledRun:
+    """A run of this job that is kept in the spool.
+
+    Args:
+        uid: Its uid.
+        instance: The LaminDB instance for which it waits, as in `Job`.
+        instance_id: Likewise.
+        folder: Its spool.
+        is_held: Whether its jobs are left to `sync`: LaminDB is not asked for anything here.
+    """
+
+    uid: str
+    instance: str
+    instance_id: str
+    folder: str
+    is_held: bool
+
+    @classmethod
+    def current(cls) -> "SpooledRun | None":
+        """Return the run of this job, or of the process that started this one, if it is one."""
+        text = os.environ.get(SPOOLED_VARIABLE)
+        found = cls(**json.loads(text)) if text else None
+        return found if found and found.uid == os.environ.get(RUN_UID_VARIABLE) else None
+
+    def to_environment(self) -> None:
+        """Let this process, and those that it starts, know the run."""
+        os.environ[RUN_UID_VARIABLE] = self.uid
+        os.environ[SPOOLED_VARIABLE] = json.dumps(asdict(self))
+
+    def job(self, action: Action, **values: Any) -> Job:
+        """Make a job of the run."""
+        now = datetime.now(timezone.utc).isoformat(timespec="microseconds")
+        return Job(action, self.uid, self.instance, self.instance_id, now, **values)
+
+    def add(self, job: Job, file: Path | None = None) -> None:
+        """Spool a job, and leave the spool to whoever publishes.
+
+        Raises:
+            OSError: The spool cannot be written, or another process publishes it.
+        """
+        spool = Spool(Path(self.folder))
+        if not spool.lock.acquire():
+            raise BlockingIOError(f"{self.folder} is in use by lamin-train sync")
+        try:
+            name, job = spool.add(job, file)
+            spool.make_durable({name: job})
+        finally:
+            spool.lock.release()
+
+
+def stand_in(uid: str, begun: Job | None = None) -> Any:
+    """Return a `lamindb.Run` that is not saved, in the place of one that is not in LaminDB yet."""
+    import lamindb as ln
+
+    values: dict[str, Any] = {column.attname: None for column in ln.Run._meta.concrete_fields}
+    values |= {"uid": uid, "_status_code": -1, "extra_data": {"lamin_train": {}}}
+    if begun is not None:
+        values["started_at"] = datetime.fromisoformat(begun.notes["started_at"])
+        values["params"] = begun.notes["params"]
+        values["extra_data"] = {"lamin_train": begun.notes["record"]}
+    return ln.Run(*values.values())  # as Django makes the object of a row
+
+
+def is_stand_in(run: Any) -> bool:
+    """Tell whether a run is not in LaminDB yet."""
+    return run is not None and bool(run._state.adding)
+
+
+def spools_of_runs() -> dict[str, Path]:
+    """Return the spools of this user on this machine, and those below here, by their runs."""
+    folders = (*known_spools(), *spools_below(Path.cwd()))
+    return {folder.name: Path(os.path.abspath(folder)) for folder in folders}
+
+
+def beginning_in(folder: Path) -> Job | None:
+    """Return the job with which a run began, where that waits in its spool."""
+    jobs = (job for _, job in Spool(folder).jobs())
+    return next((j for j in jobs if j.action == "begin" and not j.notes["goes_on"]), None)
