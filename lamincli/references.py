@@ -292,7 +292,7 @@ def find_run(word: str, runs: Any, slug: str, text: str = "") -> Any:
     if word == LATEST:
         record = f"extra_data__{EXTRA_DATA_KEY}"
         trainings = runs.filter(extra_data__has_key=EXTRA_DATA_KEY).exclude(
-            **{f"{record}__stage__in": ["validate", "test", "predict"]}
+            **{f"{record}__stage__in": ["validate", "test", "predict", "array"]}
         )
         trainings = trainings.exclude(**{f"{record}__has_key": "reproduces"})
         if (latest := trainings.order_by("-started_at").first()) is None:

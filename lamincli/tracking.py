@@ -30,7 +30,7 @@ from filelock import FileLock
 from lamindb.base.types import RUN_STATUS_TO_CODE
 from lamindb.errors import DoesNotExist
 
-from lamincli import __version__, console, hardware, slurm
+from lamincli import __version__, arrays, console, hardware, slurm
 from lamincli.errors import InstanceError, RecordError, did_you_mean, first_line
 from lamincli.features import as_json, dtype_of, metric_values, strings_in
 from lamincli.instance import lock_path
@@ -45,6 +45,7 @@ from lamincli.process import (
 )
 from lamincli.publisher import Publisher
 from lamincli.redaction import redact, redact_argv, redact_text
+from lamincli.references import find_run
 from lamincli.registry.lamin import EXTRA_DATA_KEY, LaminRegistry, add_metrics, set_ending
 from lamincli.registry.outages import forget_lost_connections
 from lamincli.source import Source, hashes_of_modules
@@ -219,6 +220,7 @@ class TrackedRun:
             return
         self._is_finished = True
         self._try(f"closed as {status}", lambda: self._set_ending(status))
+        self._try("settled with its array", lambda: arrays.settle(self.record))
         if farewell is not None:
             self._try("told about", farewell)
         if self.log is not None:
@@ -325,8 +327,14 @@ def begin(
             such mistakes at once, and no run was made.
         InstanceError: The database cannot be reached.
     """
+    named = None
     with _reachable(slug):
         _check_records(options, slug)
+        if options.parent == arrays.WORD:
+            arrays.check()
+        elif options.parent is not None:
+            text = f"--lamin.parent {options.parent}"
+            named = find_run(options.parent, ln.Run.objects, slug, text).uid
         if options.auto_features:
             _ensure_lightning_features()
         close_gone_runs()
@@ -343,7 +351,7 @@ def begin(
             context_before = dict(vars(ln.context))
             _leave_context()
             if resumes is None:
-                _track(options, source, command, parent=parent or (outer and outer.uid))
+                _track(options, source, command, parent=parent or named or (outer and outer.uid))
                 tracked = TrackedRun(ln.context.run, slug, owned=True)
             else:
                 tracked = _reopen(resumes, slug, source)
@@ -371,7 +379,7 @@ def begin(
             "command": record.get("command", command),
             "process": process,
             "job": job_id(),
-            **({"slurm": facts} if (facts := slurm.facts()) else {}),
+            **({"slurm": {**record.get("slurm", {}), **facts}} if (facts := slurm.facts()) else {}),
             "program": started_program(),
             "hardware": hardware.describe(),
             "files": _hashes_of_files(params),
@@ -380,7 +388,10 @@ def begin(
             "attempts": [*record.get("attempts", []), attempt],
         }
         run.extra_data = extra
+        if options.parent == arrays.WORD and run.initiated_by_run is None:
+            run.initiated_by_run = arrays.parent_for(run)
         run.save()
+        arrays.settle(run)
         os.environ[RUN_UID_VARIABLE] = tracked.uid
         if tracked.owned:
             tracked.log = _open_log(tracked, command)
@@ -499,6 +510,7 @@ def close_gone_runs() -> list[str]:
             continue
         run.refresh_from_db()
         set_ending(run, "aborted", last_sign)
+        arrays.settle(run)
         _save_report(run)
         closed.append(str(run.uid))
     if closed:
