@@ -259,6 +259,9 @@ class LaminLightningCLI(LightningCLI):
     def _begin(self) -> None:
         """Begin the run on rank zero, unless nothing is to be recorded."""
         options = self._lamin_options()
+        self._get_config()["lamin"]["parent"] = (
+            None  # of this run, and of none made from its config
+        )
         self._check_next(options.then)
         self._publishes = options.track and not self._trainer_option("fast_dev_run")
         if not self._publishes:

@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+EXTRA_DATA_KEY = "lamin_train"
+"""Where runs and artifacts keep what only this package knows, in their `extra_data`."""
 DESCRIPTIONS = {
     "config": "Lightning CLI config",
     "hparams": "Lightning run hyperparameters",

@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from lamincli.features import EXTRA_DATA_KEY
 from lamincli.process import RUN_UID_VARIABLE, SPOOLED_VARIABLE
 from lamincli.spool import Action, Job, Spool, known_spools, spools_below
 
@@ -71,11 +72,11 @@ def stand_in(uid: str, begun: Job | None = None) -> Any:
     import lamindb as ln
 
     values: dict[str, Any] = {column.attname: None for column in ln.Run._meta.concrete_fields}
-    values |= {"uid": uid, "_status_code": -1, "extra_data": {"lamin_train": {}}}
+    values |= {"uid": uid, "_status_code": -1, "extra_data": {EXTRA_DATA_KEY: {}}}
     if begun is not None:
         values["started_at"] = datetime.fromisoformat(begun.notes["started_at"])
         values["params"] = begun.notes["params"]
-        values["extra_data"] = {"lamin_train": begun.notes["record"]}
+        values["extra_data"] = {EXTRA_DATA_KEY: begun.notes["record"]}
     return ln.Run(*values.values())  # as Django makes the object of a row
 
 

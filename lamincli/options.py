@@ -44,6 +44,8 @@ class LaminOptions:
         branch: Name or uid of the branch on which to create the records.
         resume: Go on with a run: its uid, the beginning of one, or `latest`. `auto` goes on with
             the run of this job (SLURM, torchrun) or of this folder, else it starts a run.
+        parent: Run that this one is a child of: its uid, the beginning of one, or `latest`. `array`
+            makes all tasks of a SLURM job array children of one run.
         publish: How checkpoints reach LaminDB: `background` while the training goes on, or
             `inline`, which waits for LaminDB at every save.
         spool_limit_gb: Disk space that checkpoints may take while they wait for LaminDB. Past it
@@ -67,6 +69,7 @@ class LaminOptions:
     space: str | None = None
     branch: str | None = None
     resume: str | None = None
+    parent: str | None = None
     publish: Literal["background", "inline"] = "background"
     spool_limit_gb: float | None = None
     patience_s: float = 60.0

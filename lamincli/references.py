@@ -327,13 +327,13 @@ def find_run(word: str, runs: Any, slug: str, text: str = "") -> Any:
     Raises:
         LaminReferenceError: There is none, or more than one.
     """
-    from lamincli.registry.runs import EXTRA_DATA_KEY
+    from lamincli.features import EXTRA_DATA_KEY
 
     text = text or word
     if word == LATEST:
         record = f"extra_data__{EXTRA_DATA_KEY}"
         trainings = runs.filter(extra_data__has_key=EXTRA_DATA_KEY).exclude(
-            **{f"{record}__stage__in": ["validate", "test", "predict"]}
+            **{f"{record}__stage__in": ["validate", "test", "predict", "array"]}
         )
         trainings = trainings.exclude(**{f"{record}__has_key": "reproduces"})
         if (latest := trainings.order_by("-started_at").first()) is None:
@@ -416,7 +416,7 @@ def _latest_with_one(text: str, what: str) -> str:
 
 
 def _recorded_references(run: Any) -> dict[str, str]:
-    from lamincli.registry.runs import EXTRA_DATA_KEY
+    from lamincli.features import EXTRA_DATA_KEY
 
     record = (run.extra_data or {}).get(EXTRA_DATA_KEY) or {}
     return dict(record.get("references") or {})
@@ -447,7 +447,7 @@ def _checkpoints(artifacts: Any) -> Iterator[_Checkpoint]:
     """Return checkpoints with what their features say, or where those are absent our own notes."""
     from lamindb.models import ArtifactJsonValue
 
-    from lamincli.registry.runs import EXTRA_DATA_KEY
+    from lamincli.features import EXTRA_DATA_KEY
 
     found = list(artifacts)
     rows = ArtifactJsonValue.objects.using(artifacts.db).filter(

@@ -83,7 +83,7 @@ class Resumption:
         Raises:
             UsageError: It is another one.
         """
-        from lamincli.registry.runs import EXTRA_DATA_KEY
+        from lamincli.features import EXTRA_DATA_KEY
 
         before = self.run.extra_data[EXTRA_DATA_KEY].get("model", kind)
         if before != kind:
@@ -248,7 +248,7 @@ def forget(run_uid: str) -> None:
 
 
 def _of_this_job(runs: Any, slug: str, of_folder: bool) -> Any:
-    from lamincli.registry.runs import EXTRA_DATA_KEY
+    from lamincli.features import EXTRA_DATA_KEY
 
     run, job = None, job_id()
     # A job may train several models in turn; a scheduler repeats its commands word for word.
@@ -285,7 +285,7 @@ def _noted_in_folder() -> tuple[str, str]:
 
 
 def _check(run: Any) -> None:
-    from lamincli.registry.runs import EXTRA_DATA_KEY
+    from lamincli.features import EXTRA_DATA_KEY
 
     record = (run.extra_data or {}).get(EXTRA_DATA_KEY)
     if record is None:
@@ -348,7 +348,7 @@ def _checkpoints(run: Any) -> list[_Found]:
 def _published(run: Any) -> Iterator[_Found]:
     import lamindb as ln
 
-    from lamincli.registry.runs import EXTRA_DATA_KEY
+    from lamincli.features import EXTRA_DATA_KEY
 
     for artifact in ln.Artifact.filter(run=run, kind="model").select_related("storage"):
         notes = (artifact.extra_data or {}).get(EXTRA_DATA_KEY) or {}

@@ -32,7 +32,7 @@ from lamincli.errors import (
     did_you_mean,
     first_line,
 )
-from lamincli.features import as_json, metric_values, strings_in
+from lamincli.features import EXTRA_DATA_KEY, as_json, metric_values, strings_in
 from lamincli.instance import Target
 from lamincli.log import RunLog
 from lamincli.offline import SpooledRun, spools_of_runs, stand_in
@@ -47,10 +47,11 @@ from lamincli.process import (
 )
 from lamincli.publisher import Publisher
 from lamincli.redaction import redact, redact_argv, redact_text
-from lamincli.registry import runs
+from lamincli.references import find_run
+from lamincli.registry import arrays, runs
 from lamincli.registry.lamin import LaminRegistry, how_to_create
 from lamincli.registry.outages import give_back_connections, reaching
-from lamincli.registry.runs import EXTRA_DATA_KEY, Beginning, silent_lamindb
+from lamincli.registry.runs import Beginning, silent_lamindb
 from lamincli.source import Source, hashes_of_modules
 from lamincli.spool import Job, Spool, known_spools
 from lamincli.spool.index import FOLDER_NAME
@@ -373,6 +374,8 @@ def begin(
         raise InstanceError(
             f"{place.why}, and the script tracks run {outer.uid} there. Leave out its ln.track()."
         )
+    array = arrays.of_job() if options.parent == arrays.WORD else {}
+    named = None if array else options.parent
     command = redact_argv(argv)
     uid = str(resumes.uid) if resumes is not None else base62_16()
     process = ProcessIdentity.current().to_dict()
@@ -387,7 +390,11 @@ def begin(
         project=options.project or os.environ.get("LAMIN_CURRENT_PROJECT"),
         space=options.space,
         branch=options.branch,
-        parent=parent or (outer and outer.uid) or os.environ.get("LAMIN_INITIATED_BY_RUN_UID"),
+        parent=parent
+        or named
+        or (outer and outer.uid)
+        or os.environ.get("LAMIN_INITIATED_BY_RUN_UID"),
+        array=array,
         has_lightning_features=options.auto_features,
         params=as_json(redact(params)),
         record={
@@ -427,6 +434,11 @@ def begin(
             place = replace(place, why=str(error))
             vars(ln.context).update(context_before)
     if place.why:
+        if named is not None and len(named) != len(uid):
+            raise RecordError(
+                f"--lamin.parent {named}: {place.why.removesuffix('.')}, so the run cannot be "
+                "looked up. Give its whole uid."
+            )
         tracked = _begin_in_spool(beginning, place, resumes)
     if tracked.owned:
         tracked.context_before = context_before
@@ -440,6 +452,10 @@ def _begin_in_registry(
 ) -> TrackedRun:
     slug = place.target.slug
     _check_records(options, slug)
+    if beginning.parent is not None and beginning.parent == options.parent:
+        text = f"--lamin.parent {options.parent}"
+        parent = str(find_run(options.parent, ln.Run.objects, slug, text).uid)
+        beginning = replace(beginning, parent=parent)
     if options.auto_features:
         runs.ensure_lightning_features()
     close_gone_runs()
@@ -457,6 +473,7 @@ def _begin_in_registry(
     if outer is not None or resumes is not None:
         beginning.describe(tracked.record)
         tracked.record.save()
+        arrays.join(tracked.record, beginning.array)
     runs.use_noted(tracked.record, beginning)
     os.environ[RUN_UID_VARIABLE] = tracked.uid
     return tracked

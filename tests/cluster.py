@@ -226,6 +226,14 @@ class Slurm:
             time.sleep(0.2)
         return state
 
+    def wait_for_all(self, array: str, timeout_s: float = 200) -> None:
+        """Wait until every task of an array has ended."""
+        until_s = time.monotonic() + timeout_s
+        while set(self.state(array).split()) & {"PENDING", "RUNNING", "COMPLETING"}:
+            if time.monotonic() > until_s:
+                raise TimeoutError(f"array {array} is {self.state(array)}")
+            time.sleep(0.2)
+
     def wait_for_output(self, job: str, text: str, timeout_s: float = 100) -> None:
         """Wait until a job has written something."""
         until_s = time.monotonic() + timeout_s

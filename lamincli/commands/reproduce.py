@@ -156,7 +156,7 @@ def _find(word: str, slug: str) -> Any:
 
 
 def _record(run: Any) -> dict[str, Any]:
-    from lamincli.registry.runs import EXTRA_DATA_KEY
+    from lamincli.features import EXTRA_DATA_KEY
 
     return dict((run.extra_data or {}).get(EXTRA_DATA_KEY) or {})
 
@@ -214,8 +214,8 @@ def _train(plan: recipe.Recipe) -> tuple[int, int]:
 def _child(original: Any, pid: int) -> Any:
     import lamindb as ln
 
+    from lamincli.features import EXTRA_DATA_KEY
     from lamincli.registry.outages import give_back_connections
-    from lamincli.registry.runs import EXTRA_DATA_KEY
 
     give_back_connections()  # hours may have passed
     made_by = {f"extra_data__{EXTRA_DATA_KEY}__process__pid": pid}
@@ -283,7 +283,7 @@ class Report:
 
     def note(self) -> None:
         """Let the child say what it reproduces, and how well."""
-        from lamincli.registry.runs import EXTRA_DATA_KEY
+        from lamincli.features import EXTRA_DATA_KEY
 
         self.child.refresh_from_db()
         extra = dict(self.child.extra_data or {})
@@ -460,7 +460,7 @@ def _histories(
 
 
 def _scores(run: Any) -> list[differences.Row]:
-    from lamincli.registry.runs import EXTRA_DATA_KEY
+    from lamincli.features import EXTRA_DATA_KEY
 
     rows = []
     for artifact in run.output_artifacts.filter(kind="model").order_by("id"):

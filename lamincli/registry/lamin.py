@@ -23,10 +23,9 @@ from lamindb_setup.core.canonical_suffix import CanonicalSuffix
 
 from lamincli import console
 from lamincli.errors import ContentChangedError, RecordError
-from lamincli.features import dtype_of
+from lamincli.features import EXTRA_DATA_KEY, dtype_of
 from lamincli.registry import outages, runs, storage, values
 from lamincli.registry.base import Verdict
-from lamincli.registry.runs import EXTRA_DATA_KEY
 from lamincli.spool import Job
 from lamincli.spool.folder import measure
 

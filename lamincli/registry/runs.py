@@ -31,13 +31,11 @@ from lamindb.errors import DoesNotExist
 
 from lamincli import console
 from lamincli.errors import RecordError, did_you_mean, first_line
+from lamincli.features import EXTRA_DATA_KEY
 from lamincli.instance import lock_path
-from lamincli.registry import outages, values
+from lamincli.registry import arrays, outages, values
 from lamincli.source import Source
 from lamincli.spool import Spool, known_spools
-
-EXTRA_DATA_KEY = "lamin_train"
-"""Where runs and artifacts keep what only this package knows, in their `extra_data`."""
 
 _CLI_ARGS_LENGTH = 1024
 
@@ -59,6 +57,8 @@ class Beginning:
         space: Likewise.
         branch: Likewise.
         parent: Uid of the run that started this one.
+        array: The array of SLURM jobs that it belongs to, if its tasks shall have one parent; see
+            `arrays.of_job`.
         has_lightning_features: Whether to create the Lightning features where they are missing.
         params: The resolved config, without secrets.
         record: What `extra_data` shall hold under our key.
@@ -81,6 +81,7 @@ class Beginning:
     space: str | None = None
     branch: str | None = None
     parent: str | None = None
+    array: dict[str, Any] = field(default_factory=dict)
     has_lightning_features: bool = True
     params: dict[str, Any] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
@@ -96,9 +97,11 @@ class Beginning:
         extra = dict(run.extra_data or {})
         before = extra.get(EXTRA_DATA_KEY) or {}
         attempts = [] if self.is_noted_in(run) else [self.attempt]
+        slurm = {**before.get("slurm", {}), **self.record.get("slurm", {})}
         extra[EXTRA_DATA_KEY] = {
             **before,
             **self.record,
+            **({"slurm": slurm} if slurm else {}),
             "command": before.get("command", self.command),
             "attempts": [*before.get("attempts", []), *attempts],
         }
@@ -134,6 +137,7 @@ def begin(beginning: Beginning) -> Any:
         if run is None:
             run = _track(beginning, path)
         _keep_environment(beginning, run, path)
+    arrays.join(run, beginning.array)
     ln.context._run, ln.context._transform = run, run.transform
     return run
 
@@ -483,6 +487,7 @@ def set_ending(run: Any, status: str, finished_at: datetime) -> None:
         record = {**record, "attempts": [*attempts[:-1], last]}
         run.extra_data = {**run.extra_data, EXTRA_DATA_KEY: record}
     run.save()
+    arrays.settle(run)
 
 
 def _stored(metrics: Mapping[str, float], features: Any) -> dict[Any, Any]:

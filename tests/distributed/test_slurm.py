@@ -194,3 +194,42 @@ def test_requeue_of_the_user_is_respected(slurm, project, record, plugin):
     if ended == "PENDING":
         assert record()[0].status == "scheduled"
         slurm.run("scancel", job)
+
+
+def test_an_array_is_one_run_a_task_with_one_parent(slurm, record):
+    at = "at=$([ $SLURM_ARRAY_TASK_ID = 2 ] && echo raise)"
+    line = (
+        srun("--lamin.parent=array", SHORT, "--checkpoint.every_n_train_steps=1")
+        + ' --model.at="$at"'
+    )
+    job = slurm.submit(f"{at}\n{line}", "--ntasks=1", "--array=1-3")
+    slurm.wait_for_all(job)
+    runs = record()
+    text = output(job)
+    (parent,) = [run for run in runs if run.extra["lamin_train"]["stage"] == "array"]
+    tasks = {
+        run.extra["lamin_train"]["slurm"]["array_task_id"]: run for run in runs if run is not parent
+    }
+    assert {number: run.status for number, run in tasks.items()} == {
+        1: "completed", 2: "errored", 3: "completed",
+    }, text  # fmt: skip
+    assert {run.parent for run in tasks.values()} == {parent.uid}
+    assert (parent.status, parent.finished, parent.parent) == ("errored", True, None)
+    # Task 2 again, mended: the array is as its tasks are.
+    words = [f"--lamin.resume={tasks[2].uid}", "--model.at="]
+    again = slurm.run("srun", "--ntasks=1", *FIT, SHORT, *words)
+    assert again.returncode == 0, again.stderr
+    assert [run.status for run in record()] == ["completed"] * 4
+
+
+def test_a_run_is_the_child_of_the_run_that_is_named(slurm, shell, record):
+    assert shell(*FIT[4:], SHORT, program=FIT[:4]).returncode == 0
+    (first,) = record()
+    done = shell(*FIT[4:], SHORT, f"--lamin.parent={first.uid[:8]}", program=FIT[:4])
+    assert done.returncode == 0, done.stderr
+    assert record()[1].parent == first.uid
+    for word, why in [("nowhere", "no run in"), ("array", "no task of a SLURM job array")]:
+        done = shell(*FIT[4:], SHORT, f"--lamin.parent={word}", program=FIT[:4])
+        assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+        assert why in done.stderr
+    assert len(record()) == 2

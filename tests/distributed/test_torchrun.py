@@ -20,7 +20,7 @@ class Frail(TinyModel):
     def training_step(self, batch, batch_idx):
         if batch_idx == 30 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
             if os.environ["RANK"] == "1":
-                if self.hparams["at"] == "kill":
+                if self.hparams["at"] == "frail kill":
                     os.kill(os.getpid(), signal.SIGKILL)
                 raise ValueError("boom in user code")
         return super().training_step(batch, batch_idx)
@@ -36,7 +36,7 @@ def frail(project):
     return ["--model=frail.Frail", "--checkpoint.every_n_train_steps=10"]
 
 
-@pytest.mark.parametrize("at", ["kill", "raise"])
+@pytest.mark.parametrize("at", ["frail kill", "frail raise"])
 @pytest.mark.parametrize("rendezvous", [["--standalone"], ["--master-port={port}"]])
 def test_a_restart_goes_on_with_the_run(shell, record, frail, rendezvous, at):
     from servers import free_port

@@ -1,0 +1,108 @@
+"""The run that the tasks of a SLURM job array share as their parent.
+
+It is made by the task that comes first, and its status follows from those of the tasks. Its uid is
+computed from the array's id, so that tasks which begin at the same moment, on any hosts, make one.
+"""
+
+import hashlib
+import os
+import string
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from typing import Any
+
+import lamindb as ln
+from lamindb.base.types import RUN_STATUS_TO_CODE
+
+from lamincli import __version__
+from lamincli.errors import UsageError
+from lamincli.features import EXTRA_DATA_KEY
+
+WORD = "array"
+_UID_LENGTH = 16
+_STATUSES = {code: status for status, code in RUN_STATUS_TO_CODE.items()}
+
+
+def of_job() -> dict[str, Any]:
+    """Return the array that this job is a task of: its cluster, its id and its number of tasks.
+
+    Raises:
+        UsageError: This process is no task of a job array.
+    """
+    if "SLURM_ARRAY_JOB_ID" not in os.environ:
+        raise UsageError(
+            f"--lamin.parent {WORD}: this is no task of a SLURM job array. Submit one with sbatch "
+            "--array, or give the uid of a run."
+        )
+    return {
+        "cluster": os.environ.get("SLURM_CLUSTER_NAME", ""),
+        "array_job_id": int(os.environ["SLURM_ARRAY_JOB_ID"]),
+        "tasks": int(os.environ.get("SLURM_ARRAY_TASK_COUNT", "1")),
+    }
+
+
+def join(child: Any, array: Mapping[str, Any]) -> None:
+    """Make a run a child of the run of its array, which is made if it is not there.
+
+    Args:
+        child: The run of a task, whose transform the parent gets. It may have a parent already.
+        array: What `of_job` has returned there; empty where the run shall have no such parent.
+
+    Durability: committed on return.
+    """
+    if array and child.initiated_by_run_id is None:
+        child.initiated_by_run = _parent(child, array)
+        child.save()
+    settle(child)
+
+
+def _parent(child: Any, array: Mapping[str, Any]) -> Any:
+    number = array["array_job_id"]
+    uid = _uid(f"{ln.setup.settings.instance._id.hex} {array['cluster']} {number}")
+    record = {
+        "version": __version__,
+        "stage": "array",
+        "slurm": {"array_job_id": number},
+        "tasks": array["tasks"],
+    }
+    parent = ln.Run(
+        child.transform, name=f"array {number}", reference=str(number), reference_type="slurm",
+        status="started",
+    )  # fmt: skip
+    parent.uid, parent.extra_data = uid, {EXTRA_DATA_KEY: record}
+    # The row of another task stays as it is. save() would ask for it within the failed transaction.
+    ln.Run.objects.bulk_create([parent], ignore_conflicts=True)
+    return ln.Run.objects.get(uid=uid)
+
+
+def settle(child: Any) -> None:
+    """Give the parent of an array the status that follows from its tasks.
+
+    It goes on until every task has ended, and is then as the worst of them. Whoever ends last sees
+    the others ended, for each task is committed before it looks.
+    """
+    parent = child.initiated_by_run
+    record = ((parent and parent.extra_data) or {}).get(EXTRA_DATA_KEY, {})
+    if record.get("stage") != "array":
+        return
+    runs = ln.Run.objects.filter(initiated_by_run=parent)
+    task = f"extra_data__{EXTRA_DATA_KEY}__slurm__array_task_id"
+    codes, tasks = zip(*runs.values_list("_status_code", task), strict=True)
+    statuses = {_STATUSES[code] for code in codes}
+    if len(set(tasks)) < record["tasks"] or statuses & {"scheduled", "started", "restarted"}:
+        status, ended = "started", None
+    else:
+        status = next(s for s in ("errored", "aborted", "completed") if s in statuses)
+        ended = datetime.now(timezone.utc)
+    ln.Run.objects.filter(id=parent.id).update(
+        _status_code=RUN_STATUS_TO_CODE[status], finished_at=ended
+    )
+
+
+def _uid(text: str) -> str:
+    alphabet = string.digits + string.ascii_letters
+    number, letters = int(hashlib.sha256(text.encode()).hexdigest(), 16), ""
+    for _ in range(_UID_LENGTH):
+        number, rest = divmod(number, len(alphabet))
+        letters += alphabet[rest]
+    return letters
