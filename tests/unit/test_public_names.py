@@ -65,11 +65,11 @@ def test_help_needs_no_lamindb():
 # Imports run one way: each room may import those before it.
 ROOMS = [
     ["errors", "options", "redaction", "features", "process", "source", "log", "hub", "console"],
-    ["hardware", "differences", "recipe", "checkpoint_file", "parser"],
+    ["hardware", "differences", "recipe", "checkpoint_file", "parser", "ranks", "slurm"],
     ["instance", "events", "spool"],
     ["registry"],
     ["publisher", "references"],
-    ["resume"],
+    ["resume", "arrays"],
     ["tracking"],
     ["callbacks", "commands", "demo"],
     ["cli"],
