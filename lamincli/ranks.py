@@ -169,6 +169,8 @@ class Ranks:
         elif self._wait(store, key) == b"failed":
             first = self.failures()[0]
             raise RankError(str(first), first.exit_code)
+        else:
+            _forget_earlier_group(store)
         self.agree(lambda: "go")
         self._is_open = False
 
@@ -262,6 +264,20 @@ class RankError(LaminTrainError):
     def __init__(self, text: str, exit_code: int) -> None:
         super().__init__(text)
         self.exit_code = exit_code
+
+
+def _forget_earlier_group(store: TCPStore) -> None:
+    """Remove what the group of an earlier attempt has left in the store of torchrun.
+
+    torchrun keeps the store over its restarts, and a rank that is early would take the address of
+    a dead one from it, and hang.
+    """
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    if restarts == 0 or torch.distributed.is_initialized():
+        return
+    for key in store.list_keys():
+        if key.startswith("default_pg/"):
+            store.delete_key(key)
 
 
 def _others() -> int:

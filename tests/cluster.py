@@ -196,7 +196,7 @@ class Slurm:
         while not condition():
             if time.monotonic() > until_s:
                 logs = [file.read_text()[-2000:] for file in self.folder.glob("*.log")]
-                raise TimeoutError("\n".join([f"{what} does not start", *logs]))
+                raise TimeoutError("\n".join([f"timeout: {what}", *logs]))
             time.sleep(0.1)
 
     def run(self, *words: object, timeout_s: float = 120, **environment: str) -> Any:
@@ -243,6 +243,12 @@ class Slurm:
                     f"job {job} ({self.state(job)}) has not written {text}: {written}"
                 )
             time.sleep(0.05)
+
+    def wait_until_gone(self) -> None:
+        """Wait until no process of a job is left."""
+        self._wait(
+            lambda: "COMPLETING" not in self.run("squeue", "--format=%T").stdout, "no end of a job"
+        )
 
     def start_now(self, job: str) -> None:
         """Start a job that was requeued; SLURM would wait two minutes."""

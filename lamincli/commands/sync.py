@@ -3,12 +3,13 @@
 import argparse
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from lamincli import console
 from lamincli.errors import InstanceError, first_line
-from lamincli.instance import connected
+from lamincli.instance import DEFAULT_FOLDER, connected
 from lamincli.publisher import Publisher
 from lamincli.spool import Job, Spool, known_spools, spools_below
 
@@ -134,7 +135,7 @@ def _publish(spool: Spool) -> tuple[int, int]:
         return unreadable, unreadable
     first = jobs[0]
     try:
-        with connected(first.instance, create=False) as slug:
+        with _connected(spool, first.instance) as slug:
             return len(jobs), _publish_into(spool, first, slug, len(jobs))
     except Exception as error:  # of one spool; the others are published all the same
         console.fail(
@@ -144,6 +145,20 @@ def _publish(spool: Spool) -> tuple[int, int]:
             place = shlex.quote(os.path.relpath(spool.folder))
             console.say(f"if it is gone for ever: lamin-train sync --discard {place}")
         return len(jobs) + unreadable, len(jobs) + unreadable
+
+
+@contextmanager
+def _connected(spool: Spool, instance: str) -> Iterator[str]:
+    """Connect the instance of a job: a local one also if only another home knows it, by name."""
+    beside = spool.folder.parents[1] / DEFAULT_FOLDER
+    with ExitStack() as stack:
+        try:
+            slug = stack.enter_context(connected(instance, create=False))
+        except InstanceError:
+            if not beside.is_dir():
+                raise
+            slug = stack.enter_context(connected(str(beside), create=False))
+        yield slug
 
 
 def _publish_into(spool: Spool, first: Job, slug: str, number: int) -> int:

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import sqlite3
 import sys
 from pathlib import Path
 
@@ -233,3 +234,23 @@ def test_a_run_is_the_child_of_the_run_that_is_named(slurm, shell, record):
         assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
         assert why in done.stderr
     assert len(record()) == 2
+
+
+def test_login_node_publishes_what_a_short_grace_has_left(slurm, record, project, tmp_path_factory):
+    job = slurm.submit(srun(LONG), "--ntasks=1")
+    slurm.wait_for_output(job, "THIRD BATCH")
+    database = sqlite3.connect(project / "lamindb/.lamindb/lamin.db", isolation_level=None)
+    database.execute("BEGIN EXCLUSIVE")
+    slurm.run("scancel", job)
+    slurm.wait_for(job)
+    slurm.wait_until_gone()
+    database.execute("ROLLBACK")
+    assert "stopping after this batch" in output(job)
+    # Another home, on another host: what it needs lies in the shared folder.
+    home = tmp_path_factory.mktemp("home")
+    sync = [sys.executable, "-m", "lamincli", "sync", str(project)]
+    done = slurm.run(*sync, HOME=str(home), timeout_s=60)
+    assert done.returncode == 0, done.stdout + done.stderr + output(job)
+    (run,) = record()
+    assert (run.status, run.finished) == ("aborted", True), done.stdout + done.stderr + output(job)
+    assert any(key.endswith(".ckpt") for key in run.outputs)

@@ -37,13 +37,15 @@ def frail(project):
 
 
 @pytest.mark.parametrize("at", ["frail kill", "frail raise"])
-@pytest.mark.parametrize("rendezvous", [["--standalone"], ["--master-port={port}"]])
+@pytest.mark.parametrize(
+    "rendezvous", [["--standalone"], ["--master-port={port}"]], ids=["standalone", "static"]
+)
 def test_a_restart_goes_on_with_the_run(shell, record, frail, rendezvous, at):
     from servers import free_port
 
     words = [word.format(port=free_port()) for word in rendezvous]
     program = [*TORCHRUN, *words, "--nproc-per-node=2", "--max-restarts=2"]
-    done = shell(*FIT, *frail, f"--model.at={at}", program=program, timeout_s=400)
+    done = shell(*FIT, *frail, f"--model.at={at}", program=program, timeout_s=90)
     assert done.returncode == 0, done.stderr
     (run,) = record()
     assert run.status == "completed", done.stderr
