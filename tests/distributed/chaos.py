@@ -41,7 +41,7 @@ FIT = [
     "--checkpoint.dirpath=work/checkpoints", "--checkpoint.monitor=train_loss",
     "--checkpoint.save_top_k=3", "--checkpoint.save_last=true", "--checkpoint.mode=max",
     "--checkpoint.every_n_train_steps=2", "--checkpoint.enable_version_counter=false",
-    "--lamin.resume=auto", "--lamin.patience_s=5",
+    "--lamin.resume=auto", "--lamin.patience_s=20",
 ]  # fmt: skip
 TRAIN = """
 import os

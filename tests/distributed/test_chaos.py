@@ -16,7 +16,7 @@ def test_chaos_ends_with_one_true_run(tmp_path):
         pass
     seed = random.randrange(10_000)
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).parent / "chaos.py"), str(tmp_path), str(seed)],
+        [sys.executable, str(Path(__file__).parent / "chaos.py"), str(tmp_path), str(seed), "1"],
         capture_output=True,
         text=True,
         timeout=900,
