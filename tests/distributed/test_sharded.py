@@ -135,3 +135,33 @@ def test_torn_folder_is_passed_over(shell, project, checkpoints, torn, is_away):
         assert sorted(published) == NAMES["ModelParallel"]
         assert published == files_of(project / "work/checkpoints" / one["key"].rpartition("/")[2])
     assert not list(project.rglob(".lamin_spool"))
+
+
+def test_part_that_a_rank_could_not_write_is_not_published(shell, checkpoints):
+    words = [*FIT, *STRATEGIES["plugin-async"]]
+    done = shell(*words, timeout_s=200, FAIL_WRITING="epoch=2-step=6.ckpt")
+    assert "another rank could not write its part of it" in done.stderr
+    assert [one["key"].rpartition("/")[2] for one in checkpoints()] == ["last.ckpt"]
+
+
+def test_folder_goes_into_a_bucket_and_back(ln, s3, project):
+    """With its hidden file, by which it is known to be whole."""
+    from lamincli.references import References
+    from lamincli.registry.lamin import LaminRegistry
+    from lamincli.spool import Job, Spool
+
+    s3()
+    folder = project / "a.ckpt"
+    folder.mkdir()
+    for name in NAMES["ModelParallel"]:
+        (folder / name).write_text(f"{name} of {project.name}")
+    slug, uid = ln.setup.settings.instance.slug, ln.base.uids.base62(16) + "0000"
+    job = Job("save", "", slug, "", "2026-01-01T00:00:00+00:00", uid=uid, key=f"{uid}/a.ckpt")
+    spool = Spool(project / "spool")
+    assert spool.lock.acquire()
+    _, job = spool.add(job, folder)
+    artifact = LaminRegistry().save(job, spool.pin_of(job), lambda changed: None)
+    assert artifact.n_files == 4
+    there = References().local_path(f"lamin:artifact/{artifact.uid}")
+    assert there != str(folder)
+    assert files_of(there) == files_of(folder)
