@@ -92,7 +92,7 @@ def named(instance: str | None) -> Target:
     if instance is None and settings.is_configured and not _is_moved_or_copied():
         return Target(str(settings.instance.slug), settings.instance._id.hex)
     if instance is None:
-        instance = os.environ.get(ENVIRONMENT_VARIABLE)
+        instance = os.environ.get(ENVIRONMENT_VARIABLE) or None
     if instance is None and not _is_complete(DEFAULT_FOLDER.absolute()):
         raise InstanceError(
             "No LaminDB instance is connected here, so that it is not known for which one this run "

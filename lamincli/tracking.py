@@ -639,6 +639,7 @@ def close_killed(spool: Spool) -> bool:
     ended = max(datetime.fromtimestamp(seen, timezone.utc), last_job)
     job = Job("close", begun.run, begun.instance, begun.instance_id, ended.isoformat())
     spool.add(replace(job, status="aborted"), log if log.exists() else None)
+    spool.lock.release()
     return True
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -57,7 +58,7 @@ def server():
 @pytest.fixture
 def postgres(server, project, request):
     """Connect the project to a fresh database on a server that the test may stop."""
-    name = request.node.name.lower()[:40]
+    name = re.sub(r"\W+", "-", request.node.name.lower())[:40].strip("-")
     create_instance(name, "store", server.create_database(name))
     yield server
     subprocess.run(["bash", "-c", server.command("start")], check=False)
@@ -146,9 +147,10 @@ for run in ln.Run.objects.order_by("-id")[:2]:
 
 
 def test_database_is_down_to_the_end(postgres, shell, record, project):
-    assert shell(*FIT).returncode == 0
+    words = [*FIT, "--lamin.patience_s=2"]
+    assert shell(*words).returncode == 0
     postgres.stop()
-    done = shell(*FIT, "--lamin.patience_s=2", COUNT_CONNECTIONS=str(project / "connections"))
+    done = shell(*words, COUNT_CONNECTIONS=str(project / "connections"))
     assert done.returncode == 3, done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout.count("is kept in") == 1
@@ -186,7 +188,7 @@ def test_database_returns_while_training(postgres, shell, record, project):
 
 @pytest.mark.parametrize("change", [":1/", "@nowhere.invalid:{port}/"])
 def test_address_at_which_nobody_answers(postgres, shell, home, change):
-    settings = next((home / ".lamin").glob("*.env"))
+    settings = next((home / ".lamin").glob("instance--*.env"))
     text = settings.read_text()
     old = f"@127.0.0.1:{postgres.port}/"
     new = change.format(port=postgres.port) if "@" in change else f"@127.0.0.1{change}"
@@ -197,7 +199,7 @@ def test_address_at_which_nobody_answers(postgres, shell, home, change):
 
 
 def test_address_that_swallows_packets_costs_seconds(postgres, shell, home, project):
-    settings = next((home / ".lamin").glob("*.env"))
+    settings = next((home / ".lamin").glob("instance--*.env"))
     old = f"@127.0.0.1:{postgres.port}/"
     # Nothing answers there, by the specification of the network.
     settings.write_text(settings.read_text().replace(old, "@192.0.2.1:5432/"))
@@ -211,7 +213,7 @@ def test_address_that_swallows_packets_costs_seconds(postgres, shell, home, proj
 
 @pytest.mark.parametrize("mistake", ["password", "database"])
 def test_server_that_refuses_is_a_mistake(postgres, shell, home, project, mistake):
-    settings = next((home / ".lamin").glob("*.env"))
+    settings = next((home / ".lamin").glob("instance--*.env"))
     text = settings.read_text()
     name = text.split(f":{postgres.port}/")[1].split()[0].strip("'\"")
     if mistake == "database":
