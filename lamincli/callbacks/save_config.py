@@ -127,7 +127,7 @@ class Beginning(pl.Callback):
             saver._save_config(trainer, saver.local_path)
 
 
-def _learn_features(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+def _learn_features(trainer: Any, pl_module: pl.LightningModule) -> None:
     """Let the callbacks ask the database what they need before a thread publishes by its side."""
     for callback in trainer.callbacks:
         if isinstance(callback, Checkpoint):
