@@ -14,6 +14,9 @@ import psutil
 RUN_UID_VARIABLE = "LAMIN_TRAIN_RUN_UID"
 """Environment variable by which the uid reaches the processes that a job starts."""
 
+PARENT_VARIABLE = "LAMIN_INITIATED_BY_RUN_UID"
+"""Environment variable by which `lamin run` names the run that starts a job."""
+
 DECIDED_VARIABLE = "LAMIN_TRAIN_DECIDED"
 """Environment variable by which processes that rank zero starts learn what it has decided."""
 

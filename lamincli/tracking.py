@@ -37,9 +37,11 @@ from lamincli.instance import lock_path
 from lamincli.log import RunLog
 from lamincli.options import LaminOptions
 from lamincli.process import (
+    PARENT_VARIABLE,
     REPRODUCES_VARIABLE,
     RUN_UID_VARIABLE,
     ProcessIdentity,
+    gives_back,
     job_id,
     started_program,
 )
@@ -559,7 +561,8 @@ def _track(options: LaminOptions, source: Source, command: str, parent: str | No
         arguments |= {"source_code": code, "kind": "function"}
     is_new = not ln.Transform.filter(hash=digest).exists()
     alone = _one_at_a_time() if is_new else contextlib.nullcontext()
-    with _silent_lamindb(), _recorded_command(command), alone:
+    known = contextlib.nullcontext() if parent else _known_parent()
+    with _silent_lamindb(), _recorded_command(command), alone, known:
         arguments |= {"key": key, "transform": _transform_uid(digest, key)}
         try:
             ln.track(**arguments)
@@ -576,6 +579,21 @@ def _track(options: LaminOptions, source: Source, command: str, parent: str | No
             save_context_core(
                 run=ln.context.run, transform=ln.context.transform, filepath=Path("no file")
             )
+
+
+@contextlib.contextmanager
+def _known_parent() -> Iterator[None]:
+    """Leave out a parent that the instance does not have: a job may only have inherited it."""
+    uid = os.environ.get(PARENT_VARIABLE)
+    with gives_back(PARENT_VARIABLE):
+        if uid is not None and not ln.Run.filter(uid=uid).exists():
+            del os.environ[PARENT_VARIABLE]
+            slug = ln.setup.settings.instance.slug
+            console.warn(
+                f"{PARENT_VARIABLE} names run {uid!r}, which {slug} does not have; this run has no "
+                "parent. Unset the variable, or connect the instance of that run."
+            )
+        yield
 
 
 def _transform_key(path: Path | None) -> str:

@@ -1,3 +1,5 @@
+import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -78,3 +80,23 @@ def test_rank_zero_is_read_from_what_launchers_set(environment, zero, monkeypatc
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert is_global_zero() is zero
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="unshare needs root")
+def test_process_of_another_pid_namespace_is_neither_alive_nor_gone():
+    """As in a container: its pid 1 is another process here, and the other way round."""
+    code = (
+        "import json, sys; from lamincli.process import ProcessIdentity as P;"
+        "other = P.from_dict(json.loads(sys.argv[1])); print(json.dumps([P.current().to_dict(), "
+        "other.is_alive(), other.is_gone()]))"
+    )
+    here = json.dumps(ProcessIdentity.current().to_dict())
+    unshare = ["unshare", "--pid", "--fork", "--mount-proc"]
+    done = subprocess.run(
+        [*unshare, sys.executable, "-c", code, here], capture_output=True, text=True, check=True
+    )
+    record, *seen = json.loads(done.stdout)
+    inside = ProcessIdentity.from_dict(record)
+    assert inside.pid == 1
+    assert seen == [False, False]
+    assert (inside.is_alive(), inside.is_gone()) == (False, False)
