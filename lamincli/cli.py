@@ -403,7 +403,7 @@ class LaminLightningCLI(LightningCLI):
             raise SystemExit(_exit_code(error)) from None  # rank zero says why
         lost = self._ranks.failures() if self._tracked is not None else []
         # An error of the user's code in the batch after the signal is an error all the same.
-        if self._stop.signum is not None and isinstance(error, (SystemExit, KeyboardInterrupt)):
+        if self._stop.is_stop(error):
             self._note_of_ranks(lost)
             self._stop_by_signal(bool(lost))
             raise SystemExit(self._stop.exit_code) from None

@@ -17,6 +17,9 @@ RUN_UID_VARIABLE = "LAMIN_TRAIN_RUN_UID"
 SPOOLED_VARIABLE = "LAMIN_TRAIN_SPOOLED"
 """Environment variable by which they learn of a run that is not in LaminDB yet."""
 
+PARENT_VARIABLE = "LAMIN_INITIATED_BY_RUN_UID"
+"""Environment variable by which `lamin run` names the run that starts a job."""
+
 DECIDED_VARIABLE = "LAMIN_TRAIN_DECIDED"
 """Environment variable by which processes that rank zero starts learn what it has decided."""
 

@@ -20,7 +20,7 @@ import yaml
 from lamincli.differences import leaves
 from lamincli.errors import UsageError
 from lamincli.options import LaminOptions
-from lamincli.process import REPRODUCES_VARIABLE
+from lamincli.process import PARENT_VARIABLE, REPRODUCES_VARIABLE
 from lamincli.redaction import REDACTED
 
 _OUTPUTS = {"dirpath", "save_dir", "root_dir", "log_dir", "output_dir", "default_root_dir"}
@@ -78,7 +78,7 @@ def plan(
     words = [str(scratch / "config.yaml")]
     arguments = [*([stage] if stage else []), "--config", *words]
     script = _script(record.get("program") or {}, transform_key)
-    environment = {"LAMIN_INITIATED_BY_RUN_UID": uid, REPRODUCES_VARIABLE: uid}
+    environment = {PARENT_VARIABLE: uid, REPRODUCES_VARIABLE: uid}
     if recorded_code:
         if not source:
             raise UsageError(f"run {uid} has no recorded source. Leave out --code recorded.")

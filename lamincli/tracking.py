@@ -38,6 +38,7 @@ from lamincli.log import RunLog
 from lamincli.offline import SpooledRun, spools_of_runs, stand_in
 from lamincli.options import LaminOptions
 from lamincli.process import (
+    PARENT_VARIABLE,
     REPRODUCES_VARIABLE,
     RUN_UID_VARIABLE,
     SPOOLED_VARIABLE,
@@ -390,10 +391,7 @@ def begin(
         project=options.project or os.environ.get("LAMIN_CURRENT_PROJECT"),
         space=options.space,
         branch=options.branch,
-        parent=parent
-        or named
-        or (outer and outer.uid)
-        or os.environ.get("LAMIN_INITIATED_BY_RUN_UID"),
+        parent=parent or named or (outer and outer.uid) or os.environ.get(PARENT_VARIABLE),
         array=array,
         has_lightning_features=options.auto_features,
         params=as_json(redact(params)),

@@ -149,10 +149,11 @@ def s3(ln: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]
     before = ln.setup.settings.instance._storage
     stack: list[Any] = []
 
-    def start(**faults: Any) -> str:
+    def start(before: Callable[[], None] = lambda: None, **faults: Any) -> str:
         server = s3_server(**faults)
         url = server.__enter__()
         stack.append(server)
+        before()
         root = f"s3://bucket/{len(stack)}?endpoint_url={url}"
         ln.Storage(root=root).save()
         ln.settings.storage = root

@@ -1,6 +1,7 @@
 """Real servers of our own on the loopback: PostgreSQL, S3 (moto), and the faults between."""
 
 import argparse
+import json
 import os
 import shlex
 import shutil
@@ -151,6 +152,8 @@ def s3_server(
     stall_s: float = 0,
     cut_every: int = 0,
     cut_downloads_every: int = 0,
+    spoil_every: int = 0,
+    credentials_expire: bool = False,
     log: str = "",
 ) -> Iterator[str]:
     """Start an S3 server with a bucket; yields its URL.
@@ -161,12 +164,15 @@ def s3_server(
         stall_s: How late.
         cut_every: Close the connection of every so many uploads half-way.
         cut_downloads_every: Close the connection of every so many downloads half-way.
+        spoil_every: Store one other byte, in turn one byte less, in every so many uploads.
+        credentials_expire: Refuse access keys that do not name a time in the future, as in
+            ``UNTIL1700000000``, and note them in the log.
         log: A file to which to write a line for every call.
     """
     port = free_port()
-    words = [port, fail_every, stall_every, stall_s, cut_every, cut_downloads_every, log]
+    faults = {name: value for name, value in locals().items() if name != "log"}
     process = subprocess.Popen(
-        [sys.executable, __file__, "s3", *map(str, words)],
+        [sys.executable, __file__, "s3", json.dumps(faults), log],
         env={**os.environ, **S3_ENVIRONMENT},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -180,15 +186,20 @@ def s3_server(
 
 
 def serve_s3(
+    log: str,
+    *,
     port: int,
     fail_every: int,
     stall_every: int,
     stall_s: float,
     cut_every: int,
     cut_downloads_every: int,
-    log: str,
+    spoil_every: int,
+    credentials_expire: bool,
 ) -> None:
+    import io
     import logging
+    import re
 
     import boto3
     from moto.server import DomainDispatcherApplication, create_backend_app
@@ -207,9 +218,19 @@ def serve_s3(
         if not is_faulty[0]:
             return app(environ, start_response)
         calls[0] += 1
+        key = re.search(r"Credential=([^/]*)", environ.get("HTTP_AUTHORIZATION", ""))
+        is_expired = credentials_expire and not (
+            key and key[1].startswith("UNTIL") and float(key[1][5:]) > time.time()
+        )
         if log:
+            what = f"{environ['REQUEST_METHOD']}?{environ['QUERY_STRING']}".rstrip("?")
+            answer = "EXPIRED " if is_expired else ""
             with open(log, "a") as file:
-                file.write(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}\n")
+                file.write(f"{answer}{what} {environ['PATH_INFO']}\n")
+        if is_expired:
+            body = b"<Error><Code>ExpiredToken</Code><Message>expired</Message></Error>"
+            start_response("400 Bad Request", [("Content-Type", "application/xml")])
+            return [body]
         if environ["REQUEST_METHOD"] in ("PUT", "POST"):
             uploads[0] += 1
             if cut_every and uploads[0] % cut_every == 0:
@@ -217,6 +238,12 @@ def serve_s3(
                 environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0) // 2)
                 environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
                 raise ConnectionResetError("cut")
+            if spoil_every and uploads[0] % spoil_every == 0:
+                body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+                is_shorter = uploads[0] // spoil_every % 2 == 0
+                body = body[:-1] if is_shorter else bytes([body[0] ^ 1]) + body[1:]
+                environ["wsgi.input"] = io.BytesIO(body)
+                environ["CONTENT_LENGTH"] = str(len(body))
         if environ["REQUEST_METHOD"] == "GET" and environ["PATH_INFO"].count("/") > 1:
             downloads[0] += 1
             if cut_downloads_every and downloads[0] % cut_downloads_every == 0:
@@ -357,8 +384,7 @@ if __name__ == "__main__":
     given = parser.parse_args()
     os.nice(19)  # it stands for another machine, and shall not take the processor of this one
     if given.what == "s3":
-        a, b, c, d, e, f, log = given.words
-        serve_s3(int(a), int(b), int(c), float(d), int(e), int(f), log)
+        serve_s3(given.words[1], **json.loads(given.words[0]))
     else:
         a, b, c = given.words
         serve_proxy(int(a), int(b), float(c))

@@ -72,11 +72,21 @@ class TinyData(pl.LightningDataModule):
         super().__init__()
         self.size = size
         self.batch_size = batch_size
+        self.workers = 0
 
     def _loader(self) -> DataLoader:
-        return DataLoader(TensorDataset(torch.randn(self.size, 4)), batch_size=self.batch_size)
+        data = TensorDataset(torch.randn(self.size, 4))
+        return DataLoader(data, batch_size=self.batch_size, num_workers=self.workers)
 
     train_dataloader = val_dataloader = test_dataloader = predict_dataloader = _loader
+
+
+class WorkerData(TinyData):
+    """Loaded by processes of its own."""
+
+    def __init__(self, size: int = 16, batch_size: int = 4) -> None:
+        super().__init__(size, batch_size)
+        self.workers = 2
 
 
 class Collect:

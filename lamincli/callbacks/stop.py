@@ -19,6 +19,7 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch.utils.data import get_worker_info
 
 from lamincli.publisher import skip_waiting
 
@@ -93,8 +94,11 @@ class StopOnSignal(pl.Callback):
         return 128 + (self.signum or signal.SIGTERM)
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
-        if skip_waiting():
+        if get_worker_info() is not None or skip_waiting():  # a data loader ends its workers
             return
+        if hasattr(signal, "SIGCHLD"):
+            # Workers of a data loader that got the signal too would end the batch by an error.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         again = self.signum is not None
         self.signum = self.signum or signum
         if self.closing_since_s is not None:
@@ -134,6 +138,16 @@ class StopOnSignal(pl.Callback):
         requeues = isinstance(environment, SLURMEnvironment) and environment.auto_requeue
         if signal.SIGTERM in self._previous and not requeues:
             signal.signal(signal.SIGTERM, self._on_signal)
+
+    def is_stop(self, error: BaseException) -> bool:
+        """Tell whether an error is how a signal has ended the training.
+
+        Schedulers send it to all processes of a job. The workers of a data loader end by it at
+        once, and the loader raises an error for them before the loop can be left.
+        """
+        return self.signum is not None and (
+            isinstance(error, (SystemExit, KeyboardInterrupt)) or _is_of_loader(error)
+        )
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin to stop softly."""
@@ -180,9 +194,10 @@ class StopOnSignal(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Let every checkpoint callback save what was trained; they come after this one."""
-        if not isinstance(exception, SIGTERMException):
+        if not self.is_stop(exception):
             return
-        exception.code = self.exit_code  # it is a SystemExit, whose code would be 0
+        if isinstance(exception, SIGTERMException):
+            exception.code = self.exit_code  # it is a SystemExit, whose code would be 0
         if trainer.state.fn != TrainerFn.FITTING:
             return
         for callback in trainer.checkpoint_callbacks:
@@ -192,3 +207,13 @@ class StopOnSignal(pl.Callback):
     def __getstate__(self) -> dict[str, Any]:
         """Leave the trainer and the signals to this process, where a strategy spawns ranks."""
         return StopOnSignal().__dict__
+
+
+def _is_of_loader(error: BaseException) -> bool:
+    """Tell whether a data loader raised an error itself; those of a data set pass through it."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith(
+        "torch.utils.data."
+    )

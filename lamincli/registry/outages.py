@@ -36,6 +36,15 @@ _STORE_NEEDS_SOMEBODY = {
 }
 _ANSWERS_WITHIN_S = 3.0
 _SSL_REQUEST, _PROTOCOL_3 = 80877103, 196608
+# s3fs makes errors of the file system of these, which would say that somebody must act.
+_STORE_PASSES = {
+    "BadDigest",
+    "ExpiredToken",
+    "IncompleteBody",
+    "InvalidPart",
+    "NoSuchUpload",
+    "RequestTimeTooSkewed",
+}
 _NETWORK_LIBRARIES = {"aiohttp", "aiobotocore", "botocore", "gcsfs", "httpcore", "httpx", "urllib3"}
 
 
@@ -57,17 +66,27 @@ def verdict(error: BaseException) -> Verdict:
             return "park"
         state = getattr(cause, "pgcode", None) or getattr(cause, "sqlstate", None) or ""
         return "park" if state.startswith(_POSTGRES_NEEDS_SOMEBODY) else "retry"
+    if _store_code(error) in _STORE_PASSES:
+        return "retry"
     if isinstance(error, OSError):
         needs_somebody = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
         if isinstance(error, needs_somebody) or error.errno in _NEEDS_SOMEBODY:
             return "park"
         return "retry"
     if type(error).__module__.split(".")[0] in _NETWORK_LIBRARIES:
-        answer = getattr(error, "response", None)
-        code = answer.get("Error", {}).get("Code") if isinstance(answer, dict) else None
         missing = type(error).__name__ in {"NoCredentialsError", "PartialCredentialsError"}
-        return "park" if missing or code in _STORE_NEEDS_SOMEBODY else "retry"
+        return "park" if missing or _store_code(error) in _STORE_NEEDS_SOMEBODY else "retry"
     return "park"
+
+
+def _store_code(error: BaseException) -> str | None:
+    """Return the code of an answer of S3 that is an error, or its cause."""
+    for one in (error, error.__cause__):
+        answer = getattr(one, "response", None)
+        if isinstance(answer, dict):
+            code: str | None = answer.get("Error", {}).get("Code")
+            return code
+    return None
 
 
 def give_back_connections() -> None:

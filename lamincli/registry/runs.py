@@ -33,6 +33,7 @@ from lamincli import console
 from lamincli.errors import RecordError, did_you_mean, first_line
 from lamincli.features import EXTRA_DATA_KEY
 from lamincli.instance import lock_path
+from lamincli.process import PARENT_VARIABLE, gives_back
 from lamincli.registry import arrays, outages, values
 from lamincli.source import Source
 from lamincli.spool import Spool, known_spools
@@ -192,7 +193,8 @@ def _track(beginning: Beginning, path: Path | None) -> Any:
     alone = one_at_a_time() if is_new else contextlib.nullcontext()
     pre_save.connect(complete, sender=ln.Run, weak=False)
     try:
-        with silent_lamindb(), _replaced(_context, told), alone:
+        with silent_lamindb(), _replaced(_context, told), alone, gives_back(PARENT_VARIABLE):
+            os.environ.pop(PARENT_VARIABLE, None)  # the parent is an argument, or left out
             arguments["transform"] = _transform_uid(digest, beginning.key)
             try:
                 ln.track(**arguments)
@@ -214,7 +216,11 @@ def _parent(uid: str | None) -> Any:
         return run or None
     if any(folder.name == uid and Spool(folder).holds("begin") for folder in known_spools()):
         raise ConnectionError(f"run {uid}, which started this one, waits to be published too")
-    console.warn(f"run {uid}, which started this one, is not in LaminDB")
+    slug = ln.setup.settings.instance.slug
+    console.warn(
+        f"run {uid}, which started this one, is not in {slug}: no parent is recorded. If"
+        f" {PARENT_VARIABLE} was set for another job, unset it."
+    )
     return None
 
 

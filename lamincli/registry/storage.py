@@ -3,6 +3,7 @@
 import hashlib
 import os
 import random
+import re
 import shutil
 import sys
 from functools import cache
@@ -21,6 +22,7 @@ _PART_BYTES = 8 << 20
 _WHOLE_HASH_BYTES = 50 << 20
 _FICLONE = 0x40049409  # linux/fs.h
 _PART = ".part"
+_MD5_TAG = re.compile(r"[0-9a-f]{32}(-[0-9]+)?")
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -98,22 +100,48 @@ def draw_pauses_apart() -> None:
 
 
 def _upload(source: Path, target: Any) -> None:
-    # Not shown: the progress of the publisher is.
-    if source.is_dir():
-        target.upload_from(source, create_folder=False, print_progress=False)
-        return
+    files = [file for file in source.rglob("*") if file.is_file()] if source.is_dir() else [source]
     options: dict[str, Any] = {}
     if target.protocol == "s3":
         # s3fs would hold ten parts of 50 MB in memory; S3 takes 10,000 parts.
-        part = max(_PART_BYTES, source.stat().st_size // 9_999)
+        part = max(_PART_BYTES, *(file.stat().st_size // 9_999 for file in files))
         options = {"chunksize": part, "max_concurrency": 4}
-    target.upload_from(source, print_progress=False, **options)
+    # Not shown: the progress of the publisher is.
+    target.upload_from(source, create_folder=False, print_progress=False, **options)
     target.fs.invalidate_cache()
-    arrived = target.stat().st_size
-    if arrived != source.stat().st_size:
-        raise ConnectionError(
-            f"{target} has {arrived} bytes after the upload of {source.stat().st_size}"
-        )
+    root = target.path.rstrip("/")
+    arrived = target.fs.find(root, detail=True)
+    for file in files:
+        inside = "" if file == source else f"/{file.relative_to(source).as_posix()}"
+        about = arrived.get(root + inside) or {"size": 0}
+        size = file.stat().st_size
+        if about["size"] != size:
+            raise ConnectionError(f"{target}{inside} has {about['size']} of {size} bytes")
+        tag = str(about.get("ETag", "")).strip('"')
+        is_other = _MD5_TAG.fullmatch(tag) and tag != _tag(file, options["chunksize"])
+        if is_other and not _is_encrypted(target, root + inside):
+            raise ConnectionError(f"{target}{inside} is not what was uploaded")
+
+
+def _tag(file: Path, part_bytes: int) -> str:
+    """Return the tag that S3 gives to a file: its MD5, or that of the MD5s of its parts.
+
+    Source: s3fs.core.S3FileSystem._put_file, for which files are uploaded in parts.
+    """
+    size = file.stat().st_size
+    with open(file, "rb") as content:
+        if size < 2 * part_bytes:
+            return _digest(content, size, "md5").hex()
+        digests = [_digest(content, part_bytes, "md5") for _ in range(-(-size // part_bytes))]
+    return f"{hashlib.md5(b''.join(digests), usedforsecurity=False).hexdigest()}-{len(digests)}"
+
+
+def _is_encrypted(target: Any, path: str) -> bool:
+    """Tell whether S3 has encrypted a file with a key by which its tag is no MD5 of the content."""
+    bucket, _, key = path.partition("/")
+    head = target.fs.call_s3("head_object", Bucket=bucket, Key=key)
+    is_by_key = str(head.get("ServerSideEncryption", "")).startswith("aws:kms")
+    return is_by_key or "SSECustomerAlgorithm" in head
 
 
 def _hash_file(path: Path) -> tuple[int, str, str]:

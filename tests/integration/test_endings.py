@@ -12,7 +12,9 @@ FIT = ["fit", "--model=tests_models.TinyModel", "--data=tests_models.TinyData",
        "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]  # fmt: skip
 
 
-def train_and_signal(project, signum, *words, shell_prefix=(), at="wait", again_after="never"):
+def train_and_signal(
+    project, signum, *words, shell_prefix=(), at="wait", again_after="never", to_group=False
+):
     """Start a training, send it a signal within its third batch, and return exit code, output."""
     process = subprocess.Popen(
         [*shell_prefix, sys.executable, "-u", "-m", "lamincli", *FIT, f"--model.at={at}", *words],
@@ -29,7 +31,7 @@ def train_and_signal(project, signum, *words, shell_prefix=(), at="wait", again_
     for line in process.stdout:
         output += line
         if "THIRD BATCH" in line or again_after in line:
-            os.kill(process.pid, signum)
+            (os.killpg if to_group else os.kill)(process.pid, signum)
     return process.wait(timeout=60), output
 
 
@@ -79,6 +81,19 @@ def test_signal_saves_a_checkpoint_and_aborts(project, record, name):
     (run,) = record()
     assert run.status == "completed"
     assert any(key.endswith("step=100.ckpt") for key in run.outputs), "it went on"
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_signal_to_the_workers_of_the_loader_too(project, record, name):
+    """SLURM and a terminal signal every process; torch ends the batch by a RuntimeError then."""
+    signum = getattr(signal, name)
+    words = ["--data=tests_models.WorkerData"]
+    code, output = train_and_signal(project, signum, *words, to_group=True)
+    assert code == 128 + signum, output
+    assert output.count("stopping after this batch") == 1
+    (run,) = record()
+    assert run.status == "aborted"
+    assert any(key.endswith("epoch=0-step=3.ckpt") for key in run.outputs)
 
 
 def test_signal_without_checkpoints_still_ends_at_a_batch(project, record):

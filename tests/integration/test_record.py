@@ -1,6 +1,7 @@
 """What the record of a run holds."""
 
 import json
+import os
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
@@ -268,6 +269,16 @@ def test_parent_run_is_recorded(train, last_run, monkeypatch):
     monkeypatch.setenv("LAMIN_INITIATED_BY_RUN_UID", parent := last_run().uid)
     train("fit")
     assert last_run().initiated_by_run.uid == parent
+
+
+def test_parent_that_the_instance_does_not_have_is_left_out(train, last_run, monkeypatch, capsys):
+    """lamindb ends the job with InvalidArgument, although it may only have inherited the name."""
+    monkeypatch.setenv("LAMIN_INITIATED_BY_RUN_UID", "staleStaleStale1")
+    train("fit")
+    run = last_run()
+    assert (run.status, run.initiated_by_run) == ("completed", None)
+    assert "run staleStaleStale1, which started this one, is not in" in capsys.readouterr().err
+    assert os.environ["LAMIN_INITIATED_BY_RUN_UID"] == "staleStaleStale1"
 
 
 def test_same_source_under_another_key_never_prompts(ln, project, last_run, monkeypatch):

@@ -1,3 +1,5 @@
+import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -88,3 +90,23 @@ def test_rank_is_read_from_what_launchers_set(environment, zero, size, monkeypat
 _OF_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", "NODE_RANK")
 _OF_LAUNCHERS = (*_OF_RANKS, "GROUP_RANK", "MASTER_PORT", "WORLD_SIZE", "SLURM_STEP_NUM_TASKS",
                  "JSM_NAMESPACE_SIZE")  # fmt: skip
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="unshare needs root")
+def test_process_of_another_pid_namespace_is_neither_alive_nor_gone():
+    """As in a container: its pid 1 is another process here, and the other way round."""
+    code = (
+        "import json, sys; from lamincli.process import ProcessIdentity as P;"
+        "other = P.from_dict(json.loads(sys.argv[1])); print(json.dumps([P.current().to_dict(), "
+        "other.is_alive(), other.is_gone()]))"
+    )
+    here = json.dumps(ProcessIdentity.current().to_dict())
+    unshare = ["unshare", "--pid", "--fork", "--mount-proc"]
+    done = subprocess.run(
+        [*unshare, sys.executable, "-c", code, here], capture_output=True, text=True, check=True
+    )
+    record, *seen = json.loads(done.stdout)
+    inside = ProcessIdentity.from_dict(record)
+    assert inside.pid == 1
+    assert seen == [False, False]
+    assert (inside.is_alive(), inside.is_gone()) == (False, False)
