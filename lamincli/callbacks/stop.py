@@ -194,10 +194,10 @@ class StopOnSignal(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Let every checkpoint callback save what was trained; they come after this one."""
-        if not self.is_stop(exception):
-            return
         if isinstance(exception, SIGTERMException):
             exception.code = self.exit_code  # it is a SystemExit, whose code would be 0
+        elif isinstance(exception, SystemExit) or not self.is_stop(exception):
+            return  # the second signal leaves no time
         if trainer.state.fn != TrainerFn.FITTING:
             return
         for callback in trainer.checkpoint_callbacks:
