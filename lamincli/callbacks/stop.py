@@ -196,8 +196,8 @@ class StopOnSignal(pl.Callback):
         """Let every checkpoint callback save what was trained; they come after this one."""
         if isinstance(exception, SIGTERMException):
             exception.code = self.exit_code  # it is a SystemExit, whose code would be 0
-        elif isinstance(exception, SystemExit) or not self.is_stop(exception):
-            return  # the second signal leaves no time
+        elif self.signum is None or not _is_of_loader(exception):
+            return
         if trainer.state.fn != TrainerFn.FITTING:
             return
         for callback in trainer.checkpoint_callbacks:
