@@ -186,7 +186,9 @@ def _check_is_there(instance: Any) -> None:
         from django.db import connection
 
         folder = Path(connection.settings_dict["NAME"]).parents[1]
-    if not _is_complete(folder):
+    with _creating(folder):  # another training may be at it
+        is_there = _is_complete(folder)
+    if not is_there:
         for empty in (folder / ".lamindb", folder):  # made by asking for it
             with suppress(OSError):
                 empty.rmdir()
@@ -196,14 +198,18 @@ def _check_is_there(instance: Any) -> None:
         )
 
 
+def _creating(folder: Path) -> FileLock:
+    """Let one of the trainings that start at once in a new folder create its instance."""
+    return FileLock(lock_path(hashlib.sha256(str(folder).encode()).hexdigest()))
+
+
 def _names_a_folder(instance: str) -> bool:
     return instance.startswith((".", "/", "~", os.sep)) or Path(instance).is_dir()
 
 
 def _connect_folder(folder: Path, create: bool) -> str:
     folder = Path(os.path.abspath(folder))
-    # Two trainings that start at once in a new folder create one instance.
-    with FileLock(lock_path(hashlib.sha256(str(folder).encode()).hexdigest())):
+    with _creating(folder):
         if not _is_complete(folder):
             if not create:
                 raise InstanceError(
