@@ -140,7 +140,8 @@ def _refuses() -> bool:
     if code != "R":
         return code.startswith(_POSTGRES_NEEDS_SOMEBODY)
     try:
-        connection.connect()  # it would have let us in, but for the password
+        connection.close()
+        connection.ensure_connection()  # it would have let us in, but for the password
     except OperationalError:
         return True
     return False
