@@ -1,6 +1,6 @@
 """What a big job and a big registry cost each part, at the sizes that fit one machine.
 
-    python tests/benchmarks/scaling.py registry [--runs 1000 100000] [--postgres]
+    python tests/benchmarks/scaling.py registry [--runs N ...] [--postgres]
     python tests/benchmarks/scaling.py spool [--files 10000] [--jobs 1000]
     python tests/benchmarks/scaling.py store [--ranks 16 64 256 1024]
 
@@ -12,6 +12,7 @@ decides for five seconds. Prints a line a figure; the guide on scaling holds a t
 
 import argparse
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -39,6 +40,7 @@ def fill(count):
     """Add runs until there are so many, in bulk."""
     import lamindb as ln
     from django.db import transaction
+    from django.db.models import Model
 
     transform = ln.Transform.objects.filter(key="train.py").first()
     transform = transform or ln.Transform(key="train.py", kind="pipeline").save()
@@ -51,7 +53,8 @@ def fill(count):
             numbers = range(start, min(count, start + 2000))
             runs = []
             for n in numbers:
-                run = ln.Run(transform)
+                run = ln.Run.__new__(ln.Run)
+                Model.__init__(run, transform_id=transform.id, created_by_id=1, **common)
                 run.uid, run.started_at = f"r{n:010d}abcde", epoch + timedelta(seconds=n)
                 run._status_code = -1 if n % 1000 == 0 else 0
                 run.reference, run.reference_type = f"slurm:c:{n}", "slurm"
@@ -258,13 +261,14 @@ def store(options):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", choices=["registry", "spool", "store"])
-    parser.add_argument("--runs", type=int, nargs="+", default=[1000, 100_000])
+    parser.add_argument("--runs", type=int, nargs="+", default=[1000, 20_000, 100_000])
     parser.add_argument("--postgres", action="store_true")
     parser.add_argument("--files", type=int, default=10_000)
     parser.add_argument("--jobs", type=int, default=1000)
     parser.add_argument("--ranks", type=int, nargs="+", default=[16, 64, 256, 1024])
     parser.add_argument("--decides-s", type=float, default=5)
     chosen = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the server is stopped too
     with tempfile.TemporaryDirectory() as home:
         os.environ["HOME"] = home
         Path(home, "work").mkdir()
