@@ -339,11 +339,12 @@ def find_run(word: str, runs: Any, slug: str, text: str = "") -> Any:
         if (latest := trainings.order_by("-started_at").first()) is None:
             raise LaminReferenceError(f"{text}: there is no training in {slug} yet.")
         return latest
-    # SQLite does not tell small letters from capitals here.
+    if (whole := runs.filter(uid=word).first()) is not None:
+        return whole
+    # SQLite does not tell small letters from capitals here, and reads every run.
     near = [run for run in runs.filter(uid__startswith=word)[:50] if run.uid.startswith(word)]
-    exact = [run for run in near if run.uid == word]
-    if len(found := exact or near) == 1:
-        return found[0]
+    if len(near) == 1:
+        return near[0]
     if near:
         listed = ", ".join(run.uid for run in near[:5])
         raise LaminReferenceError(f"{text}: {word} may be any of {listed}. Write more of the uid.")
@@ -363,8 +364,6 @@ def _metrics(run: Any) -> dict[str, Any]:
 
 def _of_run(text: str, run: Any, what: str, artifacts: Any) -> Any:
     """Find the artifact of a run that a word or a file name stands for."""
-    from django.db.models import Q
-
     if what == "report":
         # The log is an artifact of a kind that queries leave out.
         report = type(run)._meta.get_field("report").related_model.objects
@@ -373,14 +372,13 @@ def _of_run(text: str, run: Any, what: str, artifacts: Any) -> Any:
         raise LaminReferenceError(f"{text}: run {run.uid} has no report; it is written at its end.")
     if what in _RECORDS:
         used = set(_recorded_references(run).values())
-        mine = artifacts.filter(Q(input_of_runs=run) | Q(run=run) | Q(recreating_runs=run))
-        found = list(mine.filter(description=DESCRIPTIONS[what]).distinct().order_by("-id"))
+        mine = _linked(artifacts, run, "run", "recreating_runs", "input_of_runs")
+        found = list(mine.filter(description=DESCRIPTIONS[what]).order_by("-id"))
         own = [artifact for artifact in found if artifact.uid not in used]
         if found:
             return (own or found)[0]
         raise LaminReferenceError(f"{text}: run {run.uid} has published no {what}.")
-    outputs = artifacts.filter(Q(run=run) | Q(recreating_runs=run)).distinct()
-    outputs = outputs.select_related("storage")
+    outputs = _linked(artifacts, run, "run", "recreating_runs").select_related("storage")
     if what in ("best", "last") or what.startswith("rank/"):
         checkpoints = list(_checkpoints(outputs.filter(kind="model")))
         if not checkpoints:
@@ -402,6 +400,16 @@ def _of_run(text: str, run: Any, what: str, artifacts: Any) -> Any:
     hint = did_you_mean(what, [*names, "best", "last", *_RECORDS])
     hint = hint or (f" It has {', '.join(names[:8])}." if names else "")
     raise LaminReferenceError(f"{text}: run {run.uid} has no output of that name.{hint}")
+
+
+def _linked(artifacts: Any, run: Any, *relations: str) -> Any:
+    """Return the artifacts that have any of some relations to a run.
+
+    Each is looked up by its own index; an OR over joined tables would read every artifact.
+    """
+    every = type(run)._meta.get_field("report").related_model.objects.using(run._state.db)
+    first, *others = (every.filter(**{one: run}).order_by().values("id") for one in relations)
+    return artifacts.filter(id__in=first.union(*others))
 
 
 def _latest_with_one(text: str, what: str) -> str:

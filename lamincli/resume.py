@@ -249,13 +249,16 @@ def forget(run_uid: str) -> None:
 
 def _of_this_job(runs: Any, slug: str, of_folder: bool) -> Any:
     from lamincli.features import EXTRA_DATA_KEY
+    from lamincli.registry.runs import job_reference
 
     run, job = None, job_id()
     # A job may train several models in turn; a scheduler repeats its commands word for word.
     is_repeated = job is not None and job.startswith("slurm:")
     words = redact_argv(sys.argv[1:])
     if job is not None:
-        of_job = runs.filter(**{f"extra_data__{EXTRA_DATA_KEY}__job": job}).order_by("-id")
+        # The column has an index; the JSON, which every run would have to be read for, decides.
+        of_job = runs.filter(reference=job_reference(job))
+        of_job = of_job.filter(**{f"extra_data__{EXTRA_DATA_KEY}__job": job}).order_by("-id")
         run = of_job.filter(**{f"extra_data__{EXTRA_DATA_KEY}__command": words}).first()
         if run is None and not is_repeated:
             run = of_job.first()

@@ -39,6 +39,7 @@ from lamincli.source import Source
 from lamincli.spool import Spool, known_spools
 
 _CLI_ARGS_LENGTH = 1024
+_REFERENCE_LENGTH = 255
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,8 @@ class Beginning:
     def describe(self, run: Any) -> None:
         """Put parameters and our record into a run, without saving it."""
         run.params = self.params
+        if run.reference is None and (job := self.record.get("job")):
+            run.reference, run.reference_type = job_reference(job), job.partition(":")[0]
         extra = dict(run.extra_data or {})
         before = extra.get(EXTRA_DATA_KEY) or {}
         attempts = [] if self.is_noted_in(run) else [self.attempt]
@@ -141,6 +144,11 @@ def begin(beginning: Beginning) -> Any:
     arrays.join(run, beginning.array)
     ln.context._run, ln.context._transform = run, run.transform
     return run
+
+
+def job_reference(job: str) -> str:
+    """Return a job's id as the indexed column of a run holds it, by which it is found again."""
+    return job[:_REFERENCE_LENGTH]
 
 
 def leave_context() -> None:
