@@ -868,8 +868,8 @@ class LaminLightningCLI(LightningCLI):
             self.is_offline = True
             self._get_config()["lamin"]["offline"] = False  # no part of what is trained
         self._find_resumption()
+        self._look_up("ckpt_path", "model", "data")
         if self.subcommand:
-            self._look_up("ckpt_path")
             path = self._get(self.config, "ckpt_path")
             if is_reference(path):
                 path = self._references.local_path(path)
@@ -878,7 +878,7 @@ class LaminLightningCLI(LightningCLI):
             # After a fit, the config is that of the checkpoint.
             if path and Path(path).exists() and self._follows is None:
                 self._take_hparams(str(path))
-        self._look_up("model", "data")
+                self._look_up("model", "data")
 
     def _look_up(self, *sections: str) -> None:
         """Pin the references in parts of the config, and see to it that their files are here."""

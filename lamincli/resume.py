@@ -7,6 +7,7 @@ LaminDB. The one of the latest step is taken; one that is torn is passed over.
 import json
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -94,12 +95,10 @@ class Resumption:
 
     def config(self) -> str | None:
         """Return the local path of the run's config, if it has published one."""
-        if is_stand_in(self.run):
-            return _spooled_config(self.run.uid)
-        try:
-            return References().local_path(f"lamin:run/{self.run.uid}/config")
-        except LaminReferenceError:
-            return None
+        if not is_stand_in(self.run):
+            with suppress(LaminReferenceError):  # it may not be published yet
+                return References().local_path(f"lamin:run/{self.run.uid}/config")
+        return _spooled_config(self.run.uid)
 
 
 def find(word: str, slug: str, of_folder: bool = True) -> Resumption | None:

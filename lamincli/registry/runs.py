@@ -372,9 +372,13 @@ def save_report(run: Any, log: Path | None = None) -> None:
         run: The run.
         log: The log, where it was kept in the spool; by default it is where it was written.
     """
+    from lamindb_setup.core.hashing import hash_file
+
     here, earlier = log_path(run.uid), run.report
     if log is None and not here.exists():
         return
+    if earlier is not None and earlier.hash == hash_file(log or here)[1]:
+        return  # the logs of two attempts are one file, in which each goes on
     with silent_lamindb(), tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, here.name)
         shutil.copyfile(log or here, copy)
