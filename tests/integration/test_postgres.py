@@ -1,9 +1,7 @@
 """On a real PostgreSQL server: what SQLite forgives, it does not."""
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from servers import create_instance, postgres_server
@@ -91,13 +89,3 @@ def test_connection_that_is_lost_while_training(instance, shell, record, project
     names = [key.rsplit("/", 1)[1] for key in run.outputs if key.endswith(".ckpt")]
     assert names == [f"epoch={epoch}-step={4 * (epoch + 1)}.ckpt" for epoch in range(4)]
     assert "not in LaminDB:" not in done.stdout
-
-
-def test_database_that_is_down_at_the_start(server, instance, shell, project):
-    settings = next((Path(os.environ["HOME"]) / ".lamin").glob("*down_at_the_start*.env"))
-    settings.write_text(settings.read_text().replace(f":{server.port}/", ":1/"))
-    done = shell(*FIT)
-    assert done.returncode == 2, done.stderr
-    assert "cannot be reached" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert "--lamin.track false" in done.stderr
