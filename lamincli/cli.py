@@ -437,8 +437,9 @@ class LaminLightningCLI(LightningCLI):
     def _stop_by_signal(self, has_failed: bool) -> None:
         """Close the run by a signal, and let SLURM start the job again if it is to go on."""
         tracked = self._tracked
-        state = None if tracked is None or has_failed else slurm.state()
-        if tracked is None or state is None:
+        goes_on = self._ranks.is_zero and self._publishes and not has_failed
+        state = slurm.state() if goes_on else None
+        if state is None:
             self.finish("errored" if has_failed else "aborted")
             return
         is_asked = self._stop.signum == self._stop.requeue_signal or state.is_preempted
@@ -449,7 +450,8 @@ class LaminLightningCLI(LightningCLI):
         self.finish("scheduled" if is_ours or state.is_requeued else "aborted")
         if is_ours and (why := slurm.requeue()):
             console.warn(f"SLURM has not requeued the job: {why}")
-            tracked.goes_on_no_more()
+            if tracked is not None:
+                tracked.goes_on_no_more()
 
     def _failure(self, error: BaseException) -> Failure | None:
         """Describe what has ended this rank, unless it was asked to end."""
@@ -1145,8 +1147,7 @@ class LaminLightningCLI(LightningCLI):
             self._begin()
         self._ranks.close()
         self._instantiate()
-        if self._publishes and self._made_trainer is not None:
-            self._stop.take_over_requeue(self._made_trainer)
+        self._stop.take_over_requeue(self._made_trainer if self._publishes else None)
         if self._tracked is not None:
             from lamincli.registry.outages import give_back_connections
 

@@ -38,9 +38,15 @@ _OTHERS_HEAR_WITHIN_S = 60.0
 _STORE_ANSWERS_WITHIN_S = 5.0
 _LONGEST_TEXT = 20_000
 
-_inherited: dict[str, dict[str, Any]] = (
-    {} if is_global_zero() else json.loads(os.environ.get(DECIDED_VARIABLE, "{}"))
-)
+
+def _read_inherited() -> dict[str, dict[str, Any]]:
+    """Return what the process that started this rank has decided, and no other job around it."""
+    told = json.loads(os.environ.get(DECIDED_VARIABLE, "{}"))
+    is_from_parent = told.get("by") == os.getppid() and not is_global_zero()
+    return dict(told["decided"]) if is_from_parent else {}
+
+
+_inherited = _read_inherited()
 _decided: dict[str, dict[str, Any]] = {}
 
 
@@ -128,8 +134,9 @@ class Ranks:
         if store is None:
             return
         until_s = time.monotonic() + _OTHERS_HEAR_WITHIN_S
-        while store.add(f"{self._scope}/gone", 0) < _others() and time.monotonic() < until_s:
-            time.sleep(0.05)
+        with suppress(RuntimeError):  # of torch.distributed, as below: the store has gone
+            while store.add(f"{self._scope}/gone", 0) < _others() and time.monotonic() < until_s:
+                time.sleep(0.05)
 
     def leave(self, failure: Failure | None) -> bool:
         """Tell rank zero that this rank ends, and what has ended it if it was an error.
@@ -141,12 +148,13 @@ class Ranks:
         if store is None:
             return self._is_told_to_end
         has_zero_ended = self._is_open and not _inherited and self._has_ended(store)
-        if failure is not None and not has_zero_ended:
-            number = store.add(f"{self._scope}/failures", 1)
-            store.set(f"{self._scope}/failure/{number}", json.dumps(vars(failure)))
-            store.set(f"{self._scope}/all", "failed")
-            store.set(f"{self._scope}/lost", "one")
-        store.add(f"{self._scope}/gone", 1)
+        with suppress(RuntimeError):
+            if failure is not None and not has_zero_ended:
+                number = store.add(f"{self._scope}/failures", 1)
+                store.set(f"{self._scope}/failure/{number}", json.dumps(vars(failure)))
+                store.set(f"{self._scope}/all", "failed")
+                store.set(f"{self._scope}/lost", "one")
+            store.add(f"{self._scope}/gone", 1)
         return has_zero_ended
 
     def wait_for_all(self, world_size: int) -> None:
@@ -290,7 +298,7 @@ def _others() -> int:
 def _pass_on(key: str, message: dict[str, Any]) -> None:
     """Let processes that this one starts know what was decided."""
     _decided[key] = message
-    os.environ[DECIDED_VARIABLE] = json.dumps(_decided)
+    os.environ[DECIDED_VARIABLE] = json.dumps({"by": os.getpid(), "decided": _decided})
 
 
 def _address() -> tuple[str, int] | None:

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import random
 import shlex
 import shutil
 import socket
@@ -24,9 +25,12 @@ S3_ENVIRONMENT = {
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port below those that the system gives to clients, which nobody else was given."""
+    while True:
+        port = random.SystemRandom().randrange(10_000, 32_000)
+        with suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_for(port: int, process: subprocess.Popen | None = None, timeout_s: float = 60) -> None:

@@ -62,6 +62,9 @@ class StopOnSignal(pl.Callback):
         for name, default in _DEFAULTS.items():
             if (number := getattr(signal, name, None)) is not None:  # Windows has no SIGHUP
                 self._take(number, default)
+        if "SLURM_JOB_ID" in os.environ:  # before the trainer says which signal it is
+            self.requeue_signal = signal.SIGUSR1
+            self._take(signal.SIGUSR1, signal.SIG_DFL)
         try:
             yield self
         finally:
@@ -72,15 +75,22 @@ class StopOnSignal(pl.Callback):
         if signal.getsignal(number) == default:
             self._previous[number] = signal.signal(number, self._on_signal)
 
-    def take_over_requeue(self, trainer: pl.Trainer) -> None:
+    def take_over_requeue(self, trainer: pl.Trainer | None) -> None:
         """Do in Lightning's place what it does when SLURM asks for a requeue.
 
         Lightning saves a checkpoint of its own within the signal handler, in the middle of a
         batch, and trains on. Here the requeue signal stops the training softly; the requeue
         follows when the run is closed. Without ``auto_requeue``, the signal is the user's.
+
+        Args:
+            trainer: The trainer; `None` leaves the requeue to Lightning.
         """
-        environment = trainer._accelerator_connector.cluster_environment
+        connector = trainer and trainer._accelerator_connector
+        environment = connector and connector.cluster_environment
         is_main = threading.current_thread() is threading.main_thread()
+        if is_main and self.requeue_signal in self._previous:
+            signal.signal(self.requeue_signal, self._previous.pop(self.requeue_signal))
+        self.requeue_signal = None
         if not (isinstance(environment, SLURMEnvironment) and environment.auto_requeue and is_main):
             return
         environment.auto_requeue = False

@@ -75,11 +75,17 @@ def test_connection_that_is_lost_while_training(instance, shell, record, project
     (project / "cut.py").write_text(
         "from django.db import connection\n"
         "from lightning.pytorch.callbacks import Callback\n"
+        "def cut():\n"
+        "    connection.close()\n"
+        "    with connection.cursor() as cursor:\n"
+        "        cursor.execute('SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE '\n"
+        "            'datname = current_database() AND pid <> pg_backend_pid()')\n"
+        "    connection.connection.close()\n"
         "class Cut(Callback):\n"
         "    def on_train_epoch_start(self, trainer, pl_module):\n"
-        "        if trainer.current_epoch == 1: connection.connection.close()\n"
+        "        if trainer.current_epoch == 1: cut()\n"
         "    def on_fit_end(self, trainer, pl_module):\n"
-        "        connection.connection.close()\n"
+        "        cut()\n"
     )
     done = shell(*FIT, "--trainer.callbacks=cut.Cut", "--trainer.max_epochs=4",
                  "--checkpoint.save_top_k=-1")  # fmt: skip
