@@ -65,7 +65,7 @@ from lamincli.parser import (
 )
 from lamincli.process import DECIDED_VARIABLE, RUN_UID_VARIABLE, gives_back, is_restarted
 from lamincli.publisher import is_draining
-from lamincli.ranks import Failure, Ranks
+from lamincli.ranks import Failure, Ranks, leave_group_at_exit
 from lamincli.references import References, is_reference, references_in, started_here, walk
 from lamincli.resume import (
     AUTO,
@@ -205,6 +205,7 @@ class LaminLightningCLI(LightningCLI):
         if run:
             self.finish()
             self._run_next(attributes, arguments)
+            leave_group_at_exit()
         elif self._tracked is not None:
             self._finish_at_exit()
 

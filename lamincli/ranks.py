@@ -14,6 +14,7 @@ The store also carries what ended a rank to rank zero, which has the log.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import socket
@@ -264,6 +265,21 @@ class Ranks:
                 f"Rank {rank()} has lost rank zero, which ended before the training began. "
                 "See its output."
             ) from error
+
+
+@cache
+def leave_group_at_exit() -> None:
+    """Let the threads of gloo end before the interpreter does, where all has gone well.
+
+    They hold Python objects. One that lets go of such an object while the interpreter ends aborts
+    the process, and with it the job under torchrun. Lightning leaves only NCCL's group.
+    """
+    atexit.register(_leave_group)
+
+
+def _leave_group() -> None:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 class RankError(LaminTrainError):
