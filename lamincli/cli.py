@@ -260,9 +260,8 @@ class LaminLightningCLI(LightningCLI):
     def _begin(self) -> None:
         """Begin the run on rank zero, unless nothing is to be recorded."""
         options = self._lamin_options()
-        self._get_config()["lamin"]["parent"] = (
-            None  # of this run, and of none made from its config
-        )
+        # That of this run, and of none made from its config.
+        self._get_config()["lamin"]["parent"] = None
         self._check_next(options.then)
         self._publishes = options.track and not self._trainer_option("fast_dev_run")
         if not self._publishes:
@@ -437,7 +436,6 @@ class LaminLightningCLI(LightningCLI):
 
     def _stop_by_signal(self, has_failed: bool) -> None:
         """Close the run by a signal, and let SLURM start the job again if it is to go on."""
-        tracked = self._tracked
         goes_on = self._ranks.is_zero and self._publishes and not has_failed
         state = slurm.state() if goes_on else None
         if state is None:
@@ -451,8 +449,8 @@ class LaminLightningCLI(LightningCLI):
         self.finish("scheduled" if is_ours or state.is_requeued else "aborted")
         if is_ours and (why := slurm.requeue()):
             console.warn(f"SLURM has not requeued the job: {why}")
-            if tracked is not None:
-                tracked.goes_on_no_more()
+            if self._tracked is not None:
+                self._tracked.goes_on_no_more()
 
     def _failure(self, error: BaseException) -> Failure | None:
         """Describe what has ended this rank, unless it was asked to end."""

@@ -256,9 +256,8 @@ def _telling(plugin: CheckpointIO, save: Any, watchers: list[Completion]) -> Any
 class _OtherRanks:
     """How far the other ranks are with one save, by the key-value store of the job."""
 
-    _count: ClassVar[Counter[str]] = (
-        Counter()
-    )  # of the saves of a path in this process, as on every rank
+    # Of the saves of a path in this process, as on every rank.
+    _count: ClassVar[Counter[str]] = Counter()
 
     def __init__(self, path: str, number: int) -> None:
         restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
