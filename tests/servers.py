@@ -333,9 +333,14 @@ def serve_proxy(port: int, target: int, latency_s: float) -> None:
 def create_instance(
     name: str, storage: str, database: str | None = None, modules: str = ""
 ) -> None:
-    """Create an instance in a process of its own, and connect the current folder to it."""
+    """Create an instance in a process of its own, and connect the current folder to it.
+
+    One of its name that an earlier test has made is forgotten: lamindb would take it for this one.
+    """
     code = (
         "import sys, lamindb_setup as s; _, storage, name, db, modules = sys.argv; "
+        "from lamindb_setup.core._settings_store import instance_settings_file; "
+        "instance_settings_file(name, s.settings.user.handle).unlink(missing_ok=True); "
         "s.init(storage=storage, name=name, db=db or None, modules=modules or None)"
     )
     done = subprocess.run(

@@ -144,7 +144,7 @@ def test_part_that_a_rank_could_not_write_is_not_published(shell, checkpoints):
     assert [one["key"].rpartition("/")[2] for one in checkpoints()] == ["last.ckpt"]
 
 
-def test_folder_goes_into_a_bucket_and_back(ln, s3, project):
+def test_folder_goes_into_a_bucket_and_back(ln, s3, project, request):
     """With its hidden file, by which it is known to be whole."""
     from lamincli.references import References
     from lamincli.registry.lamin import LaminRegistry
@@ -158,6 +158,7 @@ def test_folder_goes_into_a_bucket_and_back(ln, s3, project):
     slug, uid = ln.setup.settings.instance.slug, ln.base.uids.base62(16) + "0000"
     job = Job("save", "", slug, "", "2026-01-01T00:00:00+00:00", uid=uid, key=f"{uid}/a.ckpt")
     spool = Spool(project / "spool")
+    request.addfinalizer(spool.lock.release)
     assert spool.lock.acquire()
     _, job = spool.add(job, folder)
     artifact = LaminRegistry().save(job, spool.pin_of(job), lambda changed: None)

@@ -89,4 +89,4 @@ def test_a_mistake_on_two_hosts_is_told_once(over_two_hosts, project):
     text = "".join(outputs)
     assert text.count("no such project") == 1, text
     assert text.count("exitcode  : 2") >= 2, text
-    assert "exitcode  : 1" not in text
+    assert "exitcode  : 1 " not in text, text  # 143 is a rank that torchrun ended
