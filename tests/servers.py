@@ -273,12 +273,18 @@ def serve_s3(
 
 
 @contextmanager
-def proxy(port: int, latency_s: float) -> Iterator[int]:
-    """Put a server further away: every packet takes so long, in either direction."""
+def proxy(port: int, latency_s: float, drop_after_s: float = 0, seed: int = 0) -> Iterator[int]:
+    """Put a server further away.
+
+    Args:
+        port: Where the server listens, on this host.
+        latency_s: How long every packet takes, in either direction.
+        drop_after_s: Cut every connection after a random time, this long on average; 0 cuts none.
+        seed: Of the random times.
+    """
     own = free_port()
-    process = subprocess.Popen(
-        [sys.executable, __file__, "proxy", str(own), str(port), str(latency_s)]
-    )
+    words = map(str, (own, port, latency_s, drop_after_s, seed))
+    process = subprocess.Popen([sys.executable, __file__, "proxy", *words])
     try:
         wait_for(own, process)
         yield own
@@ -287,8 +293,10 @@ def proxy(port: int, latency_s: float) -> Iterator[int]:
         process.wait()
 
 
-def serve_proxy(port: int, target: int, latency_s: float) -> None:
+def serve_proxy(port: int, target: int, latency_s: float, drop_after_s: float, seed: int) -> None:
     import asyncio
+
+    chance = random.Random(seed)
 
     async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         packets: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(maxsize=256)
@@ -318,6 +326,10 @@ def serve_proxy(port: int, target: int, latency_s: float) -> None:
 
     async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there, back = await asyncio.open_connection("127.0.0.1", target)
+        if drop_after_s:
+            after_s = chance.expovariate(1 / drop_after_s)
+            for side in (writer, back):
+                asyncio.get_running_loop().call_later(after_s, side.transport.abort)
         await asyncio.gather(pump(reader, back), pump(there, writer))
 
     async def serve() -> None:
@@ -355,8 +367,18 @@ def create_instance(
 
 
 @contextmanager
-def distant_instance(latency_s: float) -> Iterator[dict[str, str]]:
-    """Yield the environment of an instance whose database and bucket are far away."""
+def distant_instance(
+    latency_s: float, drop_after_s: float = 0
+) -> Iterator[tuple[dict[str, str], Postgres]]:
+    """Make an instance whose database and bucket are far away.
+
+    Args:
+        latency_s: As for `proxy`.
+        drop_after_s: Likewise.
+
+    Yields:
+        The environment of its clients, and the server of its database.
+    """
     postgres = Postgres()
     home = tempfile.mkdtemp(prefix="lamin-train-distant-")
     before = {name: os.environ.get(name) for name in ("HOME", *S3_ENVIRONMENT)}
@@ -364,21 +386,24 @@ def distant_instance(latency_s: float) -> Iterator[dict[str, str]]:
     try:
         with ExitStack() as stack:
             s3 = stack.enter_context(s3_server())
-            far_database = stack.enter_context(proxy(postgres.port, latency_s))
-            far_s3 = stack.enter_context(proxy(int(s3.rsplit(":", 1)[1]), latency_s))
-            near = postgres.create_database("distant")
+            distance = (latency_s, drop_after_s)
+            far_database = stack.enter_context(proxy(postgres.port, *distance))
+            far_s3 = stack.enter_context(proxy(int(s3.rsplit(":", 1)[1]), *distance))
             project = Path(home) / "project"  # lamindb refuses the home directory itself
             project.mkdir()
             os.chdir(project)
-            create_instance(
-                "distant", "store", near.replace(f":{postgres.port}/", f":{far_database}/")
-            )
-            yield {
+            create_instance("distant", "store", postgres.create_database("distant"))
+            # The tables are made near by: it takes a thousand statements.
+            (settings,) = Path(home, ".lamin").glob("instance--*--distant.env")
+            text = settings.read_text().replace(f":{postgres.port}/", f":{far_database}/")
+            settings.write_text(text)
+            environment = {
                 **S3_ENVIRONMENT,
                 "LAMIN_SETTINGS_DIR": home,
                 "BENCHMARK_INSTANCE": "anonymous/distant",
                 "BENCHMARK_STORAGE": f"s3://bucket/far?endpoint_url=http://127.0.0.1:{far_s3}",
             }
+            yield environment, postgres
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
@@ -395,5 +420,5 @@ if __name__ == "__main__":
     if given.what == "s3":
         serve_s3(given.words[1], **json.loads(given.words[0]))
     else:
-        a, b, c = given.words
-        serve_proxy(int(a), int(b), float(c))
+        own, target, latency_s, drop_after_s, seed = given.words
+        serve_proxy(int(own), int(target), float(latency_s), float(drop_after_s), int(seed))

@@ -328,7 +328,7 @@ def servers(work: str) -> Any:
         sys.path.insert(0, str(Path(__file__).parents[1]))
         from servers import distant_instance
 
-        with distant_instance(latency_s=0.02) as environment:
+        with distant_instance(latency_s=0.02) as (environment, _):
             yield environment
     elif work == "writers":
         with tempfile.TemporaryDirectory(prefix="lamin-train-benchmark-") as folder:
