@@ -20,7 +20,7 @@ from inspect import Parameter, signature
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import yaml
 from jsonargparse import ArgumentError, Namespace
@@ -91,6 +91,8 @@ _HANGS_AFTER_S = 20.0
 """How long a rank may take to notice that another one is gone; torchrun kills after 30."""
 
 _EXITS_WITHIN_S = 10.0
+
+_T = TypeVar("_T")
 
 
 class LaminLightningCLI(LightningCLI):
@@ -309,14 +311,14 @@ class LaminLightningCLI(LightningCLI):
             model=class_path_of(self._chosen_model()),
             **self._resumed(),
             parent=self._follows.lamin_run.uid if self._follows else None,
-            references=self._references.noted if self._away else None,
-            used=self._described(ckpt_path) if self._away else None,
+            references=self._references.noted,
+            artifacts=self._references.artifacts,
+            used=self._described(ckpt_path),
         )
         if self._resumption is not None and (file := self._resumption.checkpoint) is not None:
             console.say(f"run {self._tracked.uid} goes on from {_short(file)}")
         if self._resume == AUTO:
             remember(self._tracked.uid, slug)
-        self._tracked.use(self._references.artifacts)
         if ckpt_path:
             self._evaluated = self._used_checkpoint(ckpt_path)
         elif self.subcommand in {"validate", "test", "predict"}:
@@ -352,11 +354,9 @@ class LaminLightningCLI(LightningCLI):
         if self._tracked.spooled is not None:
             return self._references.noted.get(path) or self._described(path)
         if not is_reference(path):
-            parent = self._follows.lamin_run.uid if self._follows else None
-            used = self._tracked.use_file(path, of_run=parent)
-            if used is None and parent is not None:
+            if self._tracked.used is None and self._follows is not None:
                 console.warn(f"{_short(path)} is no input of the run, for LaminDB has it not yet")
-            return used
+            return self._tracked.used
         found = self._references.resolve(path)
         is_here = found.artifact is not None and found.artifact._state.db == "default"
         return found.artifact if is_here and not found.subpath else None
@@ -388,12 +388,33 @@ class LaminLightningCLI(LightningCLI):
                 self._slug = self._resources.enter_context(connected(instance, create))
         except UnreachableError as error:
             import_unconnected()
-            self._away, self._target = error, named(instance)
-            self._slug = self._references.away = self._target.slug
-            if self._target.id:  # processes that this one starts are to use the same one
-                self._resources.enter_context(gives_back(ENVIRONMENT_VARIABLE))
-                os.environ[ENVIRONMENT_VARIABLE] = self._slug
-        return self._slug
+            self._do_without(named(instance), error)
+        return str(self._slug)
+
+    def _do_without(self, target: Target, why: UnreachableError) -> None:
+        """Go on without asking LaminDB for anything more before the run has begun."""
+        self._away, self._target = why, target
+        self._slug = self._references.away = target.slug
+        if target.id:  # processes that this one starts are to use the same one
+            self._resources.enter_context(gives_back(ENVIRONMENT_VARIABLE))
+            os.environ[ENVIRONMENT_VARIABLE] = target.slug
+
+    def _ask(self, instance: str | None, question: Callable[[], _T]) -> _T:
+        """Ask the instance something before the run has begun.
+
+        Where it is away, or goes away meanwhile, the question is asked with that known.
+        """
+        slug = self._connect(instance, create=False)
+        if self._away is None:
+            from lamincli.registry.outages import asking, give_back_connections
+
+            try:
+                with asking(slug):
+                    return question()
+            except UnreachableError as error:
+                give_back_connections()
+                self._do_without(named(slug), error)
+        return question()
 
     def _end_by(self, error: BaseException) -> NoReturn:
         """Close the run by what ended the job, and end the program as its user expects."""
@@ -788,8 +809,8 @@ class LaminLightningCLI(LightningCLI):
     def _local_config(self, value: str, words: list[str]) -> str:
         """Return a file that can be read more than once, for what was typed as a config."""
         if is_reference(value):
-            self._connect(option_in(words, "--lamin.instance"), create=False)
-            return self._references.local_path(value)
+            instance = option_in(words, "--lamin.instance")
+            return self._ask(instance, lambda: self._references.local_path(value))
         if _is_pipe(value):  # as in --config <(command)
             return self._copy(Path(value).read_bytes())
         return value
@@ -805,14 +826,18 @@ class LaminLightningCLI(LightningCLI):
     def _look_for_run(self, word: str, instance: str | None) -> Resumption | None:
         """Find the run to go on with, once."""
         try:
-            slug = self._connect(instance, create=False)
+            self._connect(instance, create=False)
         except InstanceError:
             if word == AUTO:
                 return None  # there is no instance yet, and so no run
             raise
+
+        def look() -> Resumption | None:
+            search = find if self._away is None else find_in_spools
+            return search(word, str(self._slug), of_folder=self._resume == AUTO)
+
         if self._resumption is None:
-            look = find if self._away is None else find_in_spools
-            self._resumption = look(word, slug, of_folder=self._resume == AUTO)
+            self._resumption = self._ask(instance, look)
         return self._resumption
 
     def _find_resumption(self) -> None:
@@ -856,8 +881,7 @@ class LaminLightningCLI(LightningCLI):
     def _fetch(self, instance: str, reference: str) -> str:
         """Return the local path for a reference, which this rank asks for itself."""
         self._follow(instance)
-        self._connect(instance, create=False)
-        return self._references.local_path(reference)
+        return self._ask(instance, lambda: self._references.local_path(reference))
 
     def _parse_ckpt_path(self) -> None:
         """Look up references, and take the hyper-parameters of the checkpoint, before the run.
@@ -901,8 +925,9 @@ class LaminLightningCLI(LightningCLI):
         told, mistakes = {}, []
         for text, section in found.items():
             try:
-                self._connect(self._lamin_options().instance, create=False)
-                told[text] = self._references.told(text)
+                told[text] = self._ask(
+                    self._lamin_options().instance, partial(self._references.told, text)
+                )
             except UsageError as error:
                 mistakes.append(f"{section}: {error}")
         if mistakes:

@@ -45,9 +45,10 @@ def skip_questions_with_a_known_answer() -> None:
 
 def is_unreachable(error: BaseException) -> bool:
     """Tell whether an error says that a server cannot be reached (and not that it said no)."""
+    if isinstance(error, OSError):
+        return error.filename is None  # else it is about a file
     httpx = sys.modules.get("httpx")
-    kinds = (OSError, *((httpx.TransportError,) if httpx else ()))
-    return isinstance(error, kinds)
+    return httpx is not None and isinstance(error, httpx.TransportError)
 
 
 def warn_unreachable(error: BaseException) -> None:

@@ -4,7 +4,8 @@ Lightning makes the group when it launches the training. By then references are 
 has begun, or it has turned out that it cannot begin. Rank zero does that alone, and the others do
 as it did, without a database. What was decided reaches them in one of two ways:
 
-- processes that rank zero starts, as Lightning's own launcher does, inherit it in the environment;
+- processes that rank zero starts, as Lightning's own launcher does, find it in a file that the
+  environment names;
 - processes that torchrun, srun or another launcher starts read it from torch's key-value store, at
   the address at which the group is made later. Where rank zero hosts the store, the group shares
   its server: no further port is opened.
@@ -18,6 +19,7 @@ import atexit
 import json
 import os
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -25,16 +27,19 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch.distributed
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed.constants import default_pg_timeout
 
-from lamincli.errors import LaminTrainError
+from lamincli.errors import LaminTrainError, UsageError
 from lamincli.process import DECIDED_VARIABLE, is_global_zero, launched_size, rank
 
-_LONGEST_PAUSE_S = 0.5  # between two looks; a wait within the store would hold back signals
 _STORE_APPEARS_WITHIN_S = 600.0
+# Between two looks; a wait within the store would hold back signals.
+_SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.5
 _OTHERS_HEAR_WITHIN_S = 60.0
 _STORE_ANSWERS_WITHIN_S = 5.0
 _LONGEST_TEXT = 20_000
@@ -42,9 +47,12 @@ _LONGEST_TEXT = 20_000
 
 def _read_inherited() -> dict[str, dict[str, Any]]:
     """Return what the process that started this rank has decided, and no other job around it."""
-    told = json.loads(os.environ.get(DECIDED_VARIABLE, "{}"))
-    is_from_parent = told.get("by") == os.getppid() and not is_global_zero()
-    return dict(told["decided"]) if is_from_parent else {}
+    by, _, file = os.environ.get(DECIDED_VARIABLE, "").partition(":")
+    if by != str(os.getppid()) or is_global_zero():
+        return {}
+    with suppress(OSError):  # the parent has ended
+        return dict(json.loads(Path(file).read_text()))
+    return {}
 
 
 _inherited = _read_inherited()
@@ -91,8 +99,7 @@ class Ranks:
     _count = 0
 
     def __init__(self) -> None:
-        restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        self._scope = f"lamin-train/{restart}/{Ranks._count}"
+        self._scope = f"{scope()}/{Ranks._count}"
         Ranks._count += 1
         self._decisions = 0
         self._is_open = True  # until all is decided
@@ -175,7 +182,7 @@ class Ranks:
         if not self.is_zero:
             if store.add(f"{self._scope}/ready", 1) == world_size - 1:
                 store.set(key, "ready")
-        elif self._wait(store, key) == b"failed":
+        elif self._wait(store, key, default_pg_timeout.total_seconds()) == b"failed":
             first = self.failures()[0]
             raise RankError(str(first), first.exit_code)
         else:
@@ -252,19 +259,35 @@ class Ranks:
             pass
         return False
 
-    def _wait(self, store: TCPStore, key: str) -> bytes:
+    def _wait(self, store: TCPStore, key: str, limit_s: float = float("inf")) -> bytes:
         """Wait for a key, however long rank zero is downloading, as long as it is there."""
-        pause_s = 0.01
+        began_s = time.monotonic()
         try:
             while not store.check([key]):
-                time.sleep(pause_s)
-                pause_s = min(_LONGEST_PAUSE_S, pause_s * 1.5)
+                waited_s = time.monotonic() - began_s
+                if waited_s > limit_s:
+                    came = store.add(f"{self._scope}/ready", 0)
+                    raise LaminTrainError(
+                        f"Only {came} of {_others()} other ranks are ready to train after "
+                        f"{limit_s / 60:.0f} min. The rest was killed, or hangs: see its output."
+                    )
+                # In proportion, for thousands of ranks may ask.
+                time.sleep(min(_LONGEST_PAUSE_S, max(_SHORTEST_PAUSE_S, waited_s / 20)))
             return bytes(store.get(key))
         except RuntimeError as error:
             raise LaminTrainError(
                 f"Rank {rank()} has lost rank zero, which ended before the training began. "
                 "See its output."
             ) from error
+
+
+def scope() -> str:
+    """Return how the keys of this attempt begin: torchrun keeps the store over its restarts.
+
+    Of elastic hosts, the number may change without a restart.
+    """
+    names = ("TORCHELASTIC_RESTART_COUNT", "GROUP_WORLD_SIZE")
+    return "/".join(["lamin-train", *(os.environ.get(name, "0") for name in names)])
 
 
 @cache
@@ -314,7 +337,18 @@ def _others() -> int:
 def _pass_on(key: str, message: dict[str, Any]) -> None:
     """Let processes that this one starts know what was decided."""
     _decided[key] = message
-    os.environ[DECIDED_VARIABLE] = json.dumps({"by": os.getpid(), "decided": _decided})
+    file = _own_file(os.getpid())
+    file.write_text(json.dumps(_decided))
+    os.environ[DECIDED_VARIABLE] = f"{os.getpid()}:{file}"
+
+
+@cache
+def _own_file(pid: int) -> Path:
+    """Make a file that no other user reads, which goes with this process."""
+    number, name = tempfile.mkstemp(prefix="lamin-train-decided-")
+    os.close(number)
+    atexit.register(Path(name).unlink, missing_ok=True)
+    return Path(name)
 
 
 def _address() -> tuple[str, int] | None:
@@ -330,7 +364,10 @@ def _address() -> tuple[str, int] | None:
         if not LSFEnvironment.detect():
             return None
         LSFEnvironment()  # sets the variables
-    return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    port = os.environ["MASTER_PORT"]
+    if not port.isdigit():
+        raise UsageError(f"MASTER_PORT is {port!r}, and no port. Set it to a number, as in 29500.")
+    return os.environ["MASTER_ADDR"], int(port)
 
 
 def _store() -> TCPStore | None:
@@ -343,7 +380,14 @@ def _store() -> TCPStore | None:
 def _store_at(address: tuple[str, int]) -> TCPStore:
     is_hosted_here = is_global_zero() and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     if is_hosted_here:
-        return TCPStore(*address, is_master=True, wait_for_workers=False, multi_tenant=True)
+        try:
+            return TCPStore(*address, is_master=True, wait_for_workers=False, multi_tenant=True)
+        except RuntimeError as error:
+            raise UsageError(
+                f"Rank zero cannot listen at {address[0]}:{address[1]}, where the other ranks look "
+                f"for it: {str(error).splitlines()[0]} Set MASTER_ADDR to this host, and "
+                "MASTER_PORT to a free port."
+            ) from error
     until_s = time.monotonic() + _STORE_APPEARS_WITHIN_S
     while not _is_reachable(address):
         if time.monotonic() > until_s:
@@ -367,7 +411,7 @@ def _store_in_reach() -> TCPStore | None:
             wait_for_workers=False,
             timeout=timedelta(seconds=_STORE_ANSWERS_WITHIN_S),
         )
-    except (RuntimeError, ValueError):  # of torch.distributed; of variables that are no address
+    except (RuntimeError, UsageError):  # of torch.distributed; of a variable that is no address
         return None
 
 

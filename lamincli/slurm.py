@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from lamincli.process import gives_back
@@ -27,6 +28,10 @@ _FACTS = {
     "restart_count": "SLURM_RESTART_COUNT",
 }
 _TASKS_PER_NODE = "SLURM_NTASKS_PER_NODE"
+_OVER = {
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
+    "TIMEOUT",
+}  # fmt: skip
 _ANSWERS_WITHIN_S = 10.0
 _KILLED_WITHIN_S = 60.0
 
@@ -116,6 +121,28 @@ def requeue() -> str | None:
         return done.stderr.strip() or f"scontrol ended with code {done.returncode}"
     is_ended.wait(_KILLED_WITHIN_S)
     return None
+
+
+def is_over(job: str) -> bool:
+    """Tell whether SLURM certainly runs a job no more; `False` wherever that cannot be known.
+
+    Args:
+        job: As `process.job_id` names it; of an array, any of its tasks that is not over counts.
+    """
+    scheduler, cluster, number = [*job.split(":"), "", ""][:3]
+    if scheduler != "slurm" or cluster != _cluster():
+        return False
+    done = _scontrol("--oneliner", "show", "job", number)
+    if done.returncode:
+        return "Invalid job id" in done.stderr
+    states = re.findall(r" JobState=(\w+) ", done.stdout)
+    return bool(states) and _OVER.issuperset(states)
+
+
+@cache
+def _cluster() -> str | None:
+    named = re.search(r"^ClusterName\s*= (\S+)$", _scontrol("show", "config").stdout, re.MULTILINE)
+    return named and named[1]
 
 
 def _name() -> str:

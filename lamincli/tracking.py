@@ -51,7 +51,7 @@ from lamincli.redaction import redact, redact_argv, redact_text
 from lamincli.references import find_run
 from lamincli.registry import arrays, runs
 from lamincli.registry.lamin import LaminRegistry, how_to_create
-from lamincli.registry.outages import give_back_connections, reaching
+from lamincli.registry.outages import asking, give_back_connections
 from lamincli.registry.runs import Beginning, silent_lamindb
 from lamincli.source import Source, hashes_of_modules
 from lamincli.spool import Job, Spool, known_spools
@@ -107,6 +107,7 @@ class TrackedRun:
     ends: list[tuple[Path, Job]] = field(default_factory=list)
     spooled: SpooledRun | None = None
     is_attempt: bool = False
+    used: Any = None
     _evaluated: dict[str, Any] = field(default_factory=dict, init=False)
     _is_ending_left: bool = field(default=False, init=False)
     _is_finished: bool = field(default=False, init=False)
@@ -159,25 +160,6 @@ class TrackedRun:
         except (OperationalError, InterfaceError):
             return None
         return str(artifact.key) if artifact else None
-
-    def use(self, artifacts: Mapping[str, Any]) -> None:
-        """Make artifacts inputs of the run, given by the references that were typed for them."""
-        runs.use(self.record, artifacts)
-
-    def use_file(self, path: str, of_run: str | None = None) -> Any | None:
-        """Make the artifact that a local file is a copy of an input of the run, if there is one.
-
-        Args:
-            path: The file.
-            of_run: Uid of the run that has saved it, where that is known.
-
-        Returns:
-            The artifact.
-        """
-        artifact = runs.find(runs.describe_file(path, of_run))
-        if artifact is not None:
-            runs.make_input(self.record, artifact)
-        return artifact
 
     def add_features(self, values: dict[str, Any]) -> None:
         """Annotate the run, where no checkpoint callback does it."""
@@ -338,6 +320,7 @@ def begin(
     checkpoint: Mapping[str, Any] | None = None,
     parent: str | None = None,
     references: Mapping[str, dict[str, Any]] | None = None,
+    artifacts: Mapping[str, Any] | None = None,
     used: Mapping[str, Any] | None = None,
 ) -> TrackedRun:
     """Begin the run of this job, or go on with the one that the script began, or an earlier one.
@@ -354,6 +337,7 @@ def begin(
         checkpoint: What it goes on from, for the list of its attempts.
         parent: Uid of the run that this one follows; it makes a run of its own in any case.
         references: What was used, by the references that were typed, in words of `runs.find`.
+        artifacts: Those that were looked up here, by the same references.
         used: Likewise for a checkpoint that is used from a local file.
 
     Returns:
@@ -422,13 +406,15 @@ def begin(
     context_before = dict(vars(ln.context))
     if not place.why:
         try:
-            with reaching(place.target.slug):
+            with asking(place.target.slug):
                 tracked = _begin_in_registry(
                     options, beginning, place, outer if is_outers else None, resumes
                 )
+                tracked.used = runs.use_noted(tracked.record, beginning, artifacts or {})
         except UnreachableError as error:
             if is_outers:
                 raise
+            give_back_connections()
             place = replace(place, why=str(error))
             vars(ln.context).update(context_before)
     if place.why:
@@ -472,7 +458,6 @@ def _begin_in_registry(
         beginning.describe(tracked.record)
         tracked.record.save()
         arrays.join(tracked.record, beginning.array)
-    runs.use_noted(tracked.record, beginning)
     os.environ[RUN_UID_VARIABLE] = tracked.uid
     return tracked
 
@@ -584,18 +569,46 @@ def adopt_from_parent() -> None:
 
 
 def close_gone_runs() -> list[str]:
-    """Close the runs of this machine whose process is gone, as aborted; returns their uids.
+    """Close the runs of this machine whose process is gone, as aborted; returns their uids."""
+    me = ProcessIdentity.current()
+    here = {f"extra_data__{EXTRA_DATA_KEY}__process__host": me.host}
+
+    def is_gone(record: Mapping[str, Any]) -> bool:
+        process = ProcessIdentity.from_dict(record["process"])
+        return process is not None and process != me and process.is_gone()
+
+    return _close(ln.Run.objects.filter(**here), ["started", "restarted"], is_gone, "process")
+
+
+def close_lost_jobs() -> list[str]:
+    """Close the runs whose SLURM job is over, on any host, as aborted; returns their uids.
+
+    Such a job was cancelled while it waited to go on, or its node has failed. An array of which
+    some tasks have never begun ends with those that have.
+    """
+    runs_of_jobs = ln.Run.objects.filter(reference_type="slurm")
+
+    def is_over(record: Mapping[str, Any]) -> bool:
+        process = ProcessIdentity.from_dict(record.get("process"))
+        is_seen = process is not None and process.is_alive()  # it has left its job
+        return not is_seen and record["stage"] != arrays.WORD and slurm.is_over(record["job"] or "")
+
+    closed = _close(runs_of_jobs, ["scheduled", "started", "restarted"], is_over, "SLURM job")
+    arrays.settle_those_over(slurm.is_over)
+    return closed
+
+
+def _close(
+    some_runs: Any, statuses: Sequence[str], has_ended: Callable[[Mapping[str, Any]], bool], of: str
+) -> list[str]:
+    """Close runs as aborted that are open and have ended by what their record says.
 
     `finished_at` becomes the last sign of life: the last output in the log, where one is left.
     """
-    me = ProcessIdentity.current()
-    open_codes = [RUN_STATUS_TO_CODE["started"], RUN_STATUS_TO_CODE["restarted"]]
+    open_codes = [RUN_STATUS_TO_CODE[status] for status in statuses]
     closed = []
-    for run in ln.Run.objects.filter(
-        _status_code__in=open_codes, **{f"extra_data__{EXTRA_DATA_KEY}__process__host": me.host}
-    ):
-        process = ProcessIdentity.from_dict(run.extra_data[EXTRA_DATA_KEY]["process"])
-        if process is None or process == me or not process.is_gone():
+    for run in some_runs.filter(_status_code__in=open_codes):
+        if not has_ended(run.extra_data[EXTRA_DATA_KEY]):
             continue
         spools = (Spool(folder) for folder in known_spools() if folder.name == run.uid)
         if any(spool.holds("close") for spool in spools):  # `sync` closes it, and truly
@@ -612,7 +625,7 @@ def close_gone_runs() -> list[str]:
         runs.save_report(run)
         closed.append(str(run.uid))
     if closed:
-        console.say(f"closed as aborted, for their process is gone: {', '.join(closed)}")
+        console.say(f"closed as aborted, for their {of} is gone: {', '.join(closed)}")
     return closed
 
 

@@ -25,6 +25,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lamincli import console
 from lamincli.callbacks.follow import GoesOn
+from lamincli.errors import UnreachableError, first_line
 from lamincli.events import ArtifactRemovedEvent, ArtifactSavedEvent
 from lamincli.features import DESCRIPTIONS, as_json
 from lamincli.offline import SpooledRun
@@ -32,7 +33,7 @@ from lamincli.options import LaminOptions
 from lamincli.publisher import Published, Publisher
 from lamincli.redaction import redact_config
 from lamincli.registry.lamin import LaminRegistry
-from lamincli.registry.outages import give_back_connections
+from lamincli.registry.outages import asking, give_back_connections
 from lamincli.spool import Job
 from lamincli.spool.index import FOLDER_NAME, index_folder
 from lamincli.tracking import adopt_from_parent
@@ -102,6 +103,7 @@ class Checkpoint(GoesOn, ll.Checkpoint):
     _feature_uids: dict[str, str] | None = None
     _storage_uid: str = ""
     _are_run_features_spooled: bool = False
+    _knows_names_only: bool = False  # of the features, for LaminDB could not be asked
 
     def __init__(
         self,
@@ -180,17 +182,24 @@ class Checkpoint(GoesOn, ll.Checkpoint):
         self._features_of_run = self._run_uid
         self._are_run_features_spooled = False
         annotator = self._feature_annotator
-        if self._spooled is not None:
+        self._knows_names_only = self._spooled is not None
+        if self._spooled is None:
+            try:
+                with asking(self._instance[0]):
+                    annotator.setup(trainer, pl_module)
+                    self._feature_uids = self._look_up_features()
+                    self._storage_uid = _default_storage()
+            except UnreachableError as error:  # it was there when the run began
+                console.warn(f"{first_line(error)} The training goes on, and is published later.")
+                self._knows_names_only = True
+        give_back_connections()
+        if self._knows_names_only:
             _know_names(annotator, trainer, pl_module)
             self._feature_uids, self._storage_uid = {}, ""
-            if annotator._run_features:
+            if self._run_uid and annotator._run_features:
                 named = {"wanted": annotator._run_features}
-                self._add(trainer, self._spooled.job("annotate", named=named))
-            return
-        annotator.setup(trainer, pl_module)
-        self._feature_uids = self._look_up_features()
-        self._storage_uid = _default_storage()
-        give_back_connections()
+                slug, uid = self._instance
+                self._add(trainer, Job("annotate", self._run_uid, slug, uid, _now(), named=named))
 
     def set_publishing(self, options: LaminOptions) -> None:
         """Let the options of the command line hold for this callback too, where they are given."""
@@ -218,6 +227,14 @@ class Checkpoint(GoesOn, ll.Checkpoint):
     @property
     def _spooled(self) -> SpooledRun | None:
         return SpooledRun.current()
+
+    @property
+    def _instance(self) -> tuple[str, str]:
+        """The instance for which the jobs wait: owner/name and id."""
+        if (spooled := self._spooled) is not None:
+            return spooled.instance, spooled.instance_id
+        instance = ln.setup.settings.instance
+        return str(instance.slug), str(instance._id.hex)
 
     def _active_run_uid(self) -> str | None:
         if not self._run_uid_is_version:
@@ -289,15 +306,15 @@ class Checkpoint(GoesOn, ll.Checkpoint):
         is_best: bool = False,
     ) -> Job:
         description, artifact_kind = _KINDS[kind]
-        instance = ln.setup.settings.instance
-        spooled = self._spooled
+        slug, instance_id = self._instance
         is_checkpoint = kind == "checkpoint"
+        by_name = self._knows_names_only
         return Job(
             action=action,
             run=self._uid_of_run(),
-            instance=spooled.instance if spooled else instance.slug,
-            instance_id=spooled.instance_id if spooled else instance._id.hex,
-            at=datetime.now(timezone.utc).isoformat(timespec="microseconds"),
+            instance=slug,
+            instance_id=instance_id,
+            at=_now(),
             storage=self._storage_uid,
             uid=f"{base62(16)}0000",
             kind=kind,
@@ -312,8 +329,8 @@ class Checkpoint(GoesOn, ll.Checkpoint):
             callback=self.state_key if is_checkpoint else "",
             is_best=is_best,
             mode=self.mode,
-            features=self._by_uid(values or {}) if spooled is None else {},
-            named=self._by_name(values or {}) if spooled is not None else {},
+            features={} if by_name else self._by_uid(values or {}),
+            named=self._by_name(values or {}) if by_name else {},
             notes=self._notes(trainer, filepath) if is_checkpoint else {},
         )
 
@@ -627,6 +644,10 @@ def _storable(values: dict[Any, Any]) -> Iterator[tuple[Any, Any]]:
             value = value.item() if hasattr(value, "item") else value
         if not isinstance(value, float) or math.isfinite(value):
             yield feature, as_json(value) if isinstance(value, (dict, list, tuple)) else value
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="microseconds")
 
 
 def _default_storage() -> str:

@@ -260,8 +260,7 @@ class _OtherRanks:
     _count: ClassVar[Counter[str]] = Counter()
 
     def __init__(self, path: str, number: int) -> None:
-        restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        self._key = f"lamin-train/{restart}/saves/{self._count[path]}/{path}"
+        self._key = f"{ranks.scope()}/saves/{self._count[path]}/{path}"
         self._count[path] += 1
         self._number = number
 

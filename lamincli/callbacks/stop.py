@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
@@ -29,6 +30,7 @@ _DEFAULTS: dict[str, Any] = {
     "SIGHUP": signal.SIG_DFL,
 }
 _CHECK_EVERY_S = 1.0
+_CHECK_WITHIN_BATCHES = 100  # which may be slower than those before
 _CLOSING_TAKES_S = 5.0
 
 
@@ -36,8 +38,8 @@ class StopOnSignal(pl.Callback):
     """End the training at the next batch end once a signal has come, after a last checkpoint.
 
     Only signals in their default disposition are taken over: one that the parent has ignored (as
-    ``nohup`` does), or that the user's program handles, stays as it is. With several ranks, rank
-    zero decides, and about once a second all ranks learn of it at the same batch; a rank that
+    ``nohup`` does), or that the user's program handles, stays as it is. With several ranks, about
+    once a second all learn at the same batch whether one of them has got a signal; a rank that
     left the loop alone would hang the others.
 
     Runs on: every rank.
@@ -47,6 +49,7 @@ class StopOnSignal(pl.Callback):
         self.signum: int | None = None
         self.closing_since_s: float | None = None  # signals wait while the run is being closed
         self.requeue_signal: int | None = None
+        self._is_of_others = False  # the signal, which this rank has not got itself
         self._previous: dict[int, Any] = {}
         self._trainer: pl.Trainer | None = None  # while its loops run
         self._batches = 0
@@ -108,9 +111,11 @@ class StopOnSignal(pl.Callback):
             return
         if hasattr(signal, "SIGCHLD"):
             # Workers of a data loader that got the signal too would end the batch by an error.
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        again = self.signum is not None
-        self.signum = self.signum or signum
+            handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            self._previous.setdefault(signal.SIGCHLD, handler)
+        again = self.signum is not None and not self._is_of_others
+        self.signum = self.signum if again else signum
+        self._is_of_others = False
         if self.closing_since_s is not None:
             if time.monotonic() - self.closing_since_s > _CLOSING_TAKES_S:
                 raise SystemExit(self.exit_code)
@@ -164,9 +169,17 @@ class StopOnSignal(pl.Callback):
         self._enter_loop(trainer)
 
     on_train_start = on_sanity_check_start
-    on_validation_start = on_sanity_check_start
     on_test_start = on_sanity_check_start
     on_predict_start = on_sanity_check_start
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Likewise, and agree soon: these batches may be slower than those of the training."""
+        self._enter_loop(trainer)
+        self._check_after = 1
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Likewise, the other way round."""
+        self._check_after = 1
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Forget the trainer: from here on a signal ends the job at once."""
@@ -189,10 +202,15 @@ class StopOnSignal(pl.Callback):
             return
         now_s = time.monotonic()
         per_batch_s = (now_s - self._checked_s) / self._batches
-        pause = max(1, int(_CHECK_EVERY_S / max(per_batch_s, 1e-6)))
-        stop, self._check_after = trainer.strategy.broadcast((self.signum is not None, pause))
+        pause = min(max(1, int(_CHECK_EVERY_S / max(per_batch_s, 1e-6))), _CHECK_WITHIN_BATCHES)
+        told = [self.signum is not None, pause if trainer.is_global_zero else 0]
+        device = trainer.strategy.root_device
+        sums = torch.tensor(told, dtype=torch.int32, device=device)
+        stopped, self._check_after = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
         self._batches, self._checked_s = 0, now_s
-        if stop:
+        if stopped and self.signum is None:
+            self.signum, self._is_of_others = signal.SIGTERM, True
+        if stopped:
             self._leave_loops(trainer)
 
     def on_predict_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:

@@ -27,7 +27,7 @@ def main(words: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="lamin-train doctor",
         description="Check versions, instance, storage and what is not published yet, and close "
-        "the runs of this machine whose process is gone.",
+        "the runs whose process on this machine, or whose SLURM job, is gone.",
     )
     parser.add_argument("--instance", help="owner/name, or a folder for a local instance")
     options = parser.parse_args(words)
@@ -56,13 +56,13 @@ def _check_instance(instance: str | None) -> int:
     with connected(instance, create=False) as slug:
         import lamindb as ln
 
-        from lamincli.tracking import close_gone_runs
+        from lamincli.tracking import close_gone_runs, close_lost_jobs
 
         console.say(f"instance {slug}: {ln.Run.filter().count()} runs, {_where(ln)}")
         storage = ln.settings.storage
         if unwritable := _why_unwritable(storage.root):
             console.fail(f"storage {storage.root_as_str} cannot be written: {unwritable}")
-        if not close_gone_runs():
+        if not close_gone_runs() + close_lost_jobs():
             console.say("no run to close")
     return 1 if unwritable else 0
 

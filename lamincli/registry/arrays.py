@@ -7,7 +7,7 @@ computed from the array's id, so that tasks which begin at the same moment, on a
 import hashlib
 import os
 import string
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from typing import Any
 
@@ -61,7 +61,8 @@ def _parent(child: Any, array: Mapping[str, Any]) -> Any:
     uid = _uid(f"{ln.setup.settings.instance._id.hex} {array['cluster']} {number}")
     record = {
         "version": __version__,
-        "stage": "array",
+        "stage": WORD,
+        "job": f"slurm:{array['cluster']}:{number}",
         "slurm": {"array_job_id": number},
         "tasks": array["tasks"],
     }
@@ -82,14 +83,34 @@ def settle(child: Any) -> None:
     the others ended, for each task is committed before it looks.
     """
     parent = child.initiated_by_run
-    record = ((parent and parent.extra_data) or {}).get(EXTRA_DATA_KEY, {})
-    if record.get("stage") != "array":
-        return
+    if ((parent and parent.extra_data) or {}).get(EXTRA_DATA_KEY, {}).get("stage") == WORD:
+        _settle(parent)
+
+
+def settle_those_over(is_over: Callable[[str], bool]) -> None:
+    """Let arrays end of which no further task will begin.
+
+    Args:
+        is_over: Tells whether SLURM runs a job no more, by its id.
+    """
+    is_open = {"_status_code": RUN_STATUS_TO_CODE["started"], "reference_type": "slurm"}
+    for parent in ln.Run.objects.filter(**is_open, name__startswith="array "):
+        record = (parent.extra_data or {}).get(EXTRA_DATA_KEY, {})
+        if record.get("stage") == WORD and is_over(record.get("job", "")):
+            _settle(parent, are_all_there=True)
+
+
+def _settle(parent: Any, are_all_there: bool = False) -> None:
     runs = ln.Run.objects.filter(initiated_by_run=parent)
     task = f"extra_data__{EXTRA_DATA_KEY}__slurm__array_task_id"
-    codes, tasks = zip(*runs.values_list("_status_code", task), strict=True)
-    statuses = {_STATUSES[code] for code in codes}
-    if len(set(tasks)) < record["tasks"] or statuses & {"scheduled", "started", "restarted"}:
+    children = list(runs.values_list("_status_code", task))
+    statuses = {_STATUSES[code] for code, _ in children}
+    missing = parent.extra_data[EXTRA_DATA_KEY]["tasks"] - len({number for _, number in children})
+    if missing and are_all_there:
+        statuses.add("aborted")
+    elif missing:
+        statuses.add("scheduled")
+    if statuses & {"scheduled", "started", "restarted"}:
         status, ended = "started", None
     else:
         status = next(s for s in ("errored", "aborted", "completed") if s in statuses)

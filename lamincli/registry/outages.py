@@ -102,11 +102,30 @@ def give_back_connections() -> None:
 
 @contextmanager
 def reaching(slug: str) -> Iterator[None]:
-    """Say what is wrong where an instance cannot be used, and whether that passes.
+    """Say what is wrong where an instance cannot be connected, and whether that passes.
 
     Raises:
         UnreachableError: It cannot be reached for now: its server, its disk, or its hub.
         InstanceError: Its server can be reached, and refuses.
+    """
+    try:
+        with asking(slug):
+            yield
+    except Exception as error:
+        if isinstance(error, InstanceError) or not is_unreachable(error):
+            raise
+        raise UnreachableError(
+            f"LaminHub cannot be asked for LaminDB instance {slug}: {first_line(error)}."
+        ) from error
+
+
+@contextmanager
+def asking(slug: str) -> Iterator[None]:
+    """Say likewise what is wrong with the database of an instance.
+
+    Raises:
+        UnreachableError: As `reaching`.
+        InstanceError: Likewise.
     """
     try:
         yield
@@ -119,12 +138,6 @@ def reaching(slug: str) -> Iterator[None]:
         raise (InstanceError if refuses else UnreachableError)(
             f"LaminDB instance {slug} cannot be {verb}: {first_line(error)}. {mend}, or train "
             "without a record: --lamin.track false."
-        ) from error
-    except (OSError, RuntimeError, ValueError) as error:
-        if isinstance(error, InstanceError) or not is_unreachable(error):
-            raise
-        raise UnreachableError(
-            f"LaminHub cannot be asked for LaminDB instance {slug}: {first_line(error)}."
         ) from error
 
 

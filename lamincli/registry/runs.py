@@ -422,16 +422,32 @@ def make_input(run: Any, artifact: Any) -> None:
         track_run_inputs(artifact, is_run_input=True, run=run)
 
 
-def use_noted(run: Any, beginning: Beginning) -> None:
-    """Make what was used before the run was in LaminDB its inputs."""
-    found = {text: find(known) for text, known in beginning.references.items()}
+def use_noted(
+    run: Any, beginning: Beginning, artifacts: Mapping[str, Any] | None = None
+) -> Any | None:
+    """Make what was used before the run was in LaminDB its inputs.
+
+    Args:
+        run: The run.
+        beginning: How it began.
+        artifacts: Those that have been looked up, by the references that were typed.
+
+    Returns:
+        The artifact of the checkpoint that is used from a local file, if it has one.
+    """
+    found = {
+        text: (artifacts or {}).get(text) or find(known)
+        for text, known in beginning.references.items()
+    }
     for text in (text for text, artifact in found.items() if artifact is None):
         console.warn(
             f"{text} is no input of run {run.uid}: its artifact is not in LaminDB any more"
         )
     use(run, {text: artifact for text, artifact in found.items() if artifact is not None})
-    if beginning.used and (artifact := find(beginning.used)) is not None:
-        make_input(run, artifact)
+    used = find(beginning.used) if beginning.used else None
+    if used is not None:
+        make_input(run, used)
+    return used
 
 
 def describe_file(path: str, of_run: str | None) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What every registry keeps: in memory, in SQLite, and in PostgreSQL."""
 
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +12,8 @@ from django.db import IntegrityError
 from registries import MemoryRegistry
 from servers import create_instance, postgres_server
 
-from lamincli.errors import ContentChangedError
+from lamincli.errors import ContentChangedError, RecordError
+from lamincli.features import EXTRA_DATA_KEY as OURS
 from lamincli.registry.base import Registry
 from lamincli.spool import Job
 from lamincli.spool.folder import measure
@@ -445,3 +446,88 @@ def test_run_is_annotated_and_closed(lab, save):
     assert (run.status, run.finished_at.isoformat(timespec="microseconds")) == ("errored", job.at)
     values = [v.value for v in run.json_values.order_by("id")]
     assert sorted(map(str, values)) == ["3", "32-true"]
+
+
+@pytest.fixture
+def begin(lab):
+    """Begin a run, or an attempt to go on with one, as the publisher does; twice, each."""
+    from lamincli.registry.runs import Beginning, leave_context
+
+    code = uuid4().hex
+
+    def run(uid, started=BEGAN, **about):
+        at = started.isoformat()
+        attempt = {"started_at": at, "host": "here", "command": "fit"}
+        beginning = Beginning(
+            uid, at, key=f"{code}.py", code=code, program="train.py", command="fit",
+            record={"stage": "fit", "job": None, **about.pop("record", {})}, attempt=attempt,
+            params={"max_epochs": 1}, has_lightning_features=False, **about,
+        )  # fmt: skip
+        for _ in range(2):
+            lab.registry.begin_run(Job("begin", uid, "me/here", "ab", at, notes=asdict(beginning)))
+        return lab.ln.Run.get(uid=uid)
+
+    yield run
+    leave_context()
+
+
+def close(lab, run, status, at):
+    job = Job("close", run.uid, "me/here", "ab", at.isoformat(), status=status)
+    for _ in range(2):
+        lab.registry.close_run(job, None)
+    run.refresh_from_db()
+    return run
+
+
+def attempts(run):
+    return [(one["started_at"], one.get("status")) for one in run.extra_data[OURS]["attempts"]]
+
+
+@of_lamindb
+def test_run_begins_and_ends_once_with_its_own_times(lab, begin):
+    run = begin(uuid4().hex[:16])
+    assert (run.status, run.started_at, run.params) == ("started", BEGAN, {"max_epochs": 1})
+    assert run.transform.key == f"{run.transform.source_code}.py"
+    close(lab, run, "completed", BEGAN + timedelta(hours=1))
+    assert (run.status, run.finished_at) == ("completed", BEGAN + timedelta(hours=1))
+    assert attempts(run) == [(BEGAN.isoformat(), "completed")]
+
+
+@of_lamindb
+def test_run_goes_on_once_an_attempt(lab, begin):
+    later = BEGAN + timedelta(hours=2)
+    run = begin(uuid4().hex[:16])
+    close(lab, run, "aborted", BEGAN + timedelta(hours=1))
+    run = begin(run.uid, later, goes_on=True)
+    assert (run.status, run.finished_at, run.started_at) == ("restarted", None, BEGAN)
+    close(lab, run, "scheduled", later + timedelta(hours=1))
+    assert (run.status, run.finished_at) == ("scheduled", None)
+    assert attempts(run) == [(BEGAN.isoformat(), "aborted"), (later.isoformat(), "requeued")]
+    with pytest.raises(RecordError, match="no run"):
+        begin(uuid4().hex[:16], goes_on=True)
+
+
+@of_lamindb
+def test_parent_of_a_run_that_is_there_or_is_not(lab, begin, capsys):
+    parent = begin(uuid4().hex[:16])
+    child = begin(uuid4().hex[:16], parent=parent.uid)
+    assert child.initiated_by_run == parent
+    assert begin(uuid4().hex[:16], parent="no-such-run").initiated_by_run is None
+    assert "no parent is recorded" in capsys.readouterr().err
+
+
+@of_lamindb
+def test_tasks_of_an_array_share_a_parent_that_ends_with_them(lab, begin):
+    array = {"cluster": uuid4().hex, "array_job_id": 7, "tasks": 2}
+    one, two = (
+        begin(uuid4().hex[:16], array=array, record={"slurm": {"array_task_id": task}})
+        for task in (1, 2)
+    )
+    parent = one.initiated_by_run
+    assert two.initiated_by_run == parent
+    statuses = []
+    for run, status in ((one, "completed"), (two, "errored"), (two, "completed")):
+        close(lab, run, status, BEGAN)
+        parent.refresh_from_db()
+        statuses.append((parent.status, parent.finished_at is not None))
+    assert statuses == [("started", False), ("errored", True), ("completed", True)]

@@ -167,6 +167,31 @@ def test_requeued_before_it_saved_it_begins_again_as_the_same_run(slurm, record)
     assert "goes on from its beginning" in output(job)
 
 
+def test_doctor_closes_what_slurm_will_not_start_again(slurm, record):
+    """A job that is cancelled while it waits to go on, and an array that never begins whole."""
+    waits = slurm.submit(srun(LONG), "--ntasks=1")
+    array = slurm.submit(srun("--lamin.parent=array", SHORT), "--ntasks=1", "--array=1-2%1")
+    slurm.wait_for_output(waits, "THIRD BATCH")
+    slurm.run("scontrol", "requeue", waits)
+    slurm.wait_for(waits, "PENDING")
+    slurm.wait_for(f"{array}_1")
+    slurm.run("scontrol", "hold", f"{array}_2")
+    doctor = [*FIT[:4], "doctor"]
+    statuses = {"scheduled": "aborted", "completed": "completed", "started": "aborted"}
+    before = {run.uid: run.status for run in record()}
+    done = slurm.run(*doctor)
+    assert {run.uid: run.status for run in record()} == before, done.stdout + output(waits)
+    assert set(before.values()) == set(statuses), output(waits)
+    for job in (waits, array):
+        slurm.run("scancel", job)
+        slurm.wait_for_all(job)
+    done = slurm.run(*doctor)
+    assert "their SLURM job is gone" in done.stdout + done.stderr
+    after = {run.uid: run.status for run in record()}
+    assert after == {uid: statuses[status] for uid, status in before.items()}
+    assert all(run.finished for run in record())
+
+
 def test_cancelled_job_is_aborted_with_a_checkpoint(slurm, record):
     job = slurm.submit(srun(LONG), "--ntasks=1")
     slurm.wait_for_output(job, "THIRD BATCH")

@@ -19,7 +19,8 @@ FIT = ["fit", "--model=tests_models.TinyModel", "--data=tests_models.TinyData",
 OFFLINE = [*FIT, "--lamin.offline=true"]
 AWAY = "ends within seconds: nobody waits for a database that is away"
 
-# Counts connections to databases, of the main thread and in all, and forbids the network if asked.
+# Counts connections to databases, of the main thread and in all, forbids the network if asked, and
+# runs a command before one of the statements of the main thread.
 GUARD = """
 import os, socket, sys, threading
 if os.environ.get("FORBID_NETWORK"):
@@ -35,6 +36,16 @@ if os.environ.get("COUNT_CONNECTIONS"):
             file.write("main\\n" if is_main else "other\\n")
         return connect(self)
     Wrapper.connect = counted
+if at := int(os.environ.get("LOSE_AT", "0")):
+    import subprocess
+    from django.db.backends.utils import CursorWrapper
+    execute, count = CursorWrapper._execute, [0]
+    def counting(self, *args):
+        if threading.current_thread() is threading.main_thread():
+            count[0] += 1
+            if count[0] == at: subprocess.run(["bash", "-c", os.environ["LOSE"]], check=True)
+        return execute(self, *args)
+    CursorWrapper._execute = counting
 """
 
 
@@ -160,6 +171,48 @@ def test_database_is_down_to_the_end(postgres, shell, record, project):
     assert shell("sync").returncode == 0
     online, offline = record()
     assert described(offline) == described(online)
+
+
+@pytest.mark.parametrize("command", ["fit", "references", "resume"])
+def test_database_is_lost_at_any_statement_before_training(postgres, shell, record, command):
+    """What is begun goes on, and leaves the record that it would have left."""
+    words = {
+        "fit": FIT,
+        "references": ["test", "--config=lamin:run/latest/config",
+                       "--ckpt_path=lamin:run/latest/last"],
+        "resume": ["fit", "--lamin.resume=latest", "--model.at="],
+    }[command]  # fmt: skip
+
+    def prepare():
+        if command == "resume":
+            options = ["--trainer.max_epochs=2", "--checkpoint.every_n_train_steps=1"]
+            assert shell(*FIT, *options, "--model.at=raise").returncode == 1
+
+    if command != "fit":
+        assert shell(*FIT).returncode == 0
+    prepare()
+    assert shell(*words).returncode == 0
+    online = record()[-1]
+    for at in (1, 4, 9, 16, 25, 40, 70, 100):
+        prepare()
+        count = len(record())
+        lose = {"LOSE_AT": str(at), "LOSE": postgres.command("stop")}
+        done = shell(*words, "--lamin.patience_s=1", **lose)
+        told = f"statement {at}: {done.stdout}{done.stderr}"
+        assert "Traceback" not in done.stderr, told
+        postgres.start()
+        if command == "resume" and done.returncode == 2:  # it is not known which run to go on with
+            assert record()[-1].status == "errored", told
+            assert shell(*words).returncode == 0
+        else:
+            assert done.returncode in (0, 3), told
+            assert shell("sync").returncode == 0
+        *_, run = runs = record()
+        assert len(runs) == count + (command != "resume"), told
+        assert (run.status, run.outputs != []) == ("completed", online.outputs != []), told
+        assert sorted(key.rpartition("/")[2] for key in run.inputs) == sorted(
+            key.rpartition("/")[2] for key in online.inputs
+        ), told
 
 
 def test_database_returns_while_training(postgres, shell, record, project):
