@@ -498,6 +498,7 @@ class LaminLightningCLI(LightningCLI):
         if self._tracked is None:
             return
         self._ranks.watch(self._end_for_main_thread)
+        self._resources.callback(self._ranks.stop_watching)
         observer = subprocess_script._ChildProcessObserver
         kill_all = observer._terminate_all
 
@@ -819,8 +820,10 @@ class LaminLightningCLI(LightningCLI):
         """Give a run that goes on its config back, unless another one is given."""
         if words[:1] != ["fit"] or option_in(words, "--config", "-c") is not None:
             return words
-        found = self._look_for_run(resumed, option_in(words, "--lamin.instance"))
-        config = found and found.config()
+        instance = option_in(words, "--lamin.instance")
+        if (found := self._look_for_run(resumed, instance)) is None:
+            return words
+        config = self._ask(instance, lambda: found.config(self._references.away))
         return [words[0], "--config", config, *words[1:]] if config else words
 
     def _look_for_run(self, word: str, instance: str | None) -> Resumption | None:

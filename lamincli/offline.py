@@ -80,6 +80,14 @@ def stand_in(uid: str, begun: Job | None = None) -> Any:
     return ln.Run(*values.values())  # as Django makes the object of a row
 
 
+def stand_in_for(run: Any) -> Any:
+    """Return a stand-in for a run that was read from LaminDB before that went away."""
+    import lamindb as ln
+
+    values = {column.attname: getattr(run, column.attname) for column in run._meta.concrete_fields}
+    return ln.Run(*(values | {"id": None, "report_id": None}).values())
+
+
 def is_stand_in(run: Any) -> bool:
     """Tell whether a run is not in LaminDB yet."""
     return run is not None and bool(run._state.adding)

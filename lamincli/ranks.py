@@ -105,6 +105,8 @@ class Ranks:
         self._is_open = True  # until all is decided
         self._has_ended_others = False
         self._is_told_to_end = False
+        self._is_over = threading.Event()
+        self._watcher: threading.Thread | None = None
         self.is_zero = is_global_zero()
 
     def agree(self, decide: Callable[[], Any]) -> Any:
@@ -133,8 +135,10 @@ class Ranks:
     def end(self, exit_code: int) -> None:
         """Let the other ranks end too, where rank zero cannot go on."""
         if self.is_zero and self._is_open:
-            self._is_open, self._has_ended_others = False, True
-            self._tell({"ended": exit_code})
+            self._is_open = False
+            with suppress(LaminTrainError):  # there is no way to tell them
+                self._tell({"ended": exit_code})
+                self._has_ended_others = True
 
     def linger(self) -> None:
         """Stay until the other ranks know that this one ends, for they may not have begun yet."""
@@ -152,7 +156,10 @@ class Ranks:
         Returns:
             Whether rank zero has ended as well, for a reason of its own, and has told so.
         """
-        store = None if self._is_told_to_end else _store_in_reach()
+        # Rank zero may be a moment behind: it opens the store also in order to end.
+        is_heard = failure is not None and launched_size() > 1
+        wait_s = _OTHERS_HEAR_WITHIN_S if is_heard else 0.0
+        store = None if self._is_told_to_end else _store_in_reach(wait_s)
         if store is None:
             return self._is_told_to_end
         has_zero_ended = self._is_open and not _inherited and self._has_ended(store)
@@ -217,7 +224,14 @@ class Ranks:
                 if self._wait(store, f"{self._scope}/lost"):
                     then()
 
-        threading.Thread(target=wait, name="lamin-train-ranks", daemon=True).start()
+        self._watcher = threading.Thread(target=wait, name="lamin-train-ranks", daemon=True)
+        self._watcher.start()
+
+    def stop_watching(self) -> None:
+        """End the thread of `watch`: within a call of torch, it would abort an ending process."""
+        self._is_over.set()
+        if self._watcher is not None and self._watcher is not threading.current_thread():
+            self._watcher.join(_STORE_ANSWERS_WITHIN_S)
 
     # -- the ways ----------------------------------------------------------------------------
 
@@ -264,6 +278,8 @@ class Ranks:
         began_s = time.monotonic()
         try:
             while not store.check([key]):
+                if self._is_over.is_set():
+                    return b""
                 waited_s = time.monotonic() - began_s
                 if waited_s > limit_s:
                     came = store.add(f"{self._scope}/ready", 0)
@@ -272,7 +288,7 @@ class Ranks:
                         f"{limit_s / 60:.0f} min. The rest was killed, or hangs: see its output."
                     )
                 # In proportion, for thousands of ranks may ask.
-                time.sleep(min(_LONGEST_PAUSE_S, max(_SHORTEST_PAUSE_S, waited_s / 20)))
+                self._is_over.wait(min(_LONGEST_PAUSE_S, max(_SHORTEST_PAUSE_S, waited_s / 20)))
             return bytes(store.get(key))
         except RuntimeError as error:
             raise LaminTrainError(
@@ -399,12 +415,16 @@ def _store_at(address: tuple[str, int]) -> TCPStore:
     return TCPStore(*address, is_master=False, wait_for_workers=False)
 
 
-def _store_in_reach() -> TCPStore | None:
-    """Return the store if it is there, without waiting for it: also that of the process group."""
+def _store_in_reach(wait_s: float = 0.0) -> TCPStore | None:
+    """Return the store if it is there, or is there soon: also that of the process group."""
+    until_s = time.monotonic() + wait_s
     try:
-        address = _address()
-        if address is None or not _is_reachable(address):
+        if (address := _address()) is None:
             return None
+        while not _is_reachable(address):
+            if time.monotonic() >= until_s:
+                return None
+            time.sleep(0.1)
         return TCPStore(
             *address,
             is_master=False,

@@ -93,12 +93,25 @@ class Resumption:
                 f"Run it in another folder, or remove {RUN_FILE.absolute()} to start a new run."
             )
 
-    def config(self) -> str | None:
-        """Return the local path of the run's config, if it has published one."""
+    def config(self, away: str | None) -> str | None:
+        """Return the local path of the run's config, if it has published one.
+
+        Args:
+            away: The instance, where it cannot be asked.
+
+        Raises:
+            UsageError: It has, and cannot be read now.
+        """
         if not is_stand_in(self.run):
             with suppress(LaminReferenceError):  # it may not be published yet
-                return References().local_path(f"lamin:run/{self.run.uid}/config")
-        return _spooled_config(self.run.uid)
+                return References(away=away).local_path(f"lamin:run/{self.run.uid}/config")
+        spooled = _spooled_config(self.run.uid)
+        if spooled is None and away is not None:
+            raise UsageError(
+                f"{away} is not asked now, and the config of run {self.run.uid} is not on this "
+                "machine. Give it: --config FILE, or go on when LaminDB is back."
+            )
+        return spooled
 
 
 def find(word: str, slug: str, of_folder: bool = True) -> Resumption | None:

@@ -35,7 +35,7 @@ from lamincli.errors import (
 from lamincli.features import EXTRA_DATA_KEY, as_json, metric_values, strings_in
 from lamincli.instance import Target
 from lamincli.log import RunLog
-from lamincli.offline import SpooledRun, spools_of_runs, stand_in
+from lamincli.offline import SpooledRun, spools_of_runs, stand_in, stand_in_for
 from lamincli.options import LaminOptions
 from lamincli.process import (
     PARENT_VARIABLE,
@@ -478,7 +478,8 @@ def _begin_in_spool(beginning: Beginning, place: Place, resumes: Any) -> Tracked
             "folder that can be written with --trainer.default_root_dir."
         ) from error
     runs.leave_context()
-    record = ln.context._run = resumes if resumes is not None else stand_in(uid, job)
+    record = stand_in(uid, job) if resumes is None else stand_in_for(resumes)
+    ln.context._run = record
     spooled.to_environment()
     when = "" if place.is_held else "when that returns, or later "
     console.say(

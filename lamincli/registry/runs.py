@@ -13,7 +13,6 @@ import json
 import math
 import os
 import shlex
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -372,16 +371,19 @@ def save_report(run: Any, log: Path | None = None) -> None:
         run: The run.
         log: The log, where it was kept in the spool; by default it is where it was written.
     """
-    from lamindb_setup.core.hashing import hash_file
-
     here, earlier = log_path(run.uid), run.report
     if log is None and not here.exists():
         return
-    if earlier is not None and earlier.hash == hash_file(log or here)[1]:
-        return  # the logs of two attempts are one file, in which each goes on
+    text = (log or here).read_bytes()
+    if earlier is not None:
+        before = Path(earlier.cache(is_run_input=False)).read_bytes()
+        if before.endswith(text):
+            return
+        if not text.startswith(before):  # an attempt that could not read it, and go on with it
+            text = before + b"\n" + text
     with silent_lamindb(), tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, here.name)
-        shutil.copyfile(log or here, copy)
+        copy.write_bytes(text)
         run.report = ln.Artifact(
             copy, description=f"log streams of run {run.uid}", kind="__lamindb_run__", run=False
         ).save(upload=True, print_progress=False)

@@ -174,7 +174,7 @@ def test_database_is_down_to_the_end(postgres, shell, record, project):
 
 
 @pytest.mark.parametrize("command", ["fit", "references", "resume"])
-def test_database_is_lost_at_any_statement_before_training(postgres, shell, record, command):
+def test_lost_at_any_statement(postgres, shell, record, project, command):
     """What is begun goes on, and leaves the record that it would have left."""
     words = {
         "fit": FIT,
@@ -193,13 +193,17 @@ def test_database_is_lost_at_any_statement_before_training(postgres, shell, reco
     prepare()
     assert shell(*words).returncode == 0
     online = record()[-1]
-    for at in (1, 4, 9, 16, 25, 40, 70, 100):
+    lost = project / "lost"
+    for at in (1, 6, 10, 15, 28, 45, 66, 91, 120):
         prepare()
         count = len(record())
-        lose = {"LOSE_AT": str(at), "LOSE": postgres.command("stop")}
+        lose = {"LOSE_AT": str(at), "LOSE": f"touch {lost}; {postgres.command('stop')}"}
         done = shell(*words, "--lamin.patience_s=1", **lose)
         told = f"statement {at}: {done.stdout}{done.stderr}"
         assert "Traceback" not in done.stderr, told
+        if not lost.exists():
+            break
+        lost.unlink()
         postgres.start()
         if command == "resume" and done.returncode == 2:  # it is not known which run to go on with
             assert record()[-1].status == "errored", told
@@ -213,6 +217,7 @@ def test_database_is_lost_at_any_statement_before_training(postgres, shell, reco
         assert sorted(key.rpartition("/")[2] for key in run.inputs) == sorted(
             key.rpartition("/")[2] for key in online.inputs
         ), told
+    assert at > 10, "it is lost before, while and after the run begins"
 
 
 def test_database_returns_while_training(postgres, shell, record, project):
