@@ -1,6 +1,7 @@
 """One private home for all tests: nothing of the user's settings is read or written."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +23,14 @@ os.environ["COLUMNS"] = "200"
 sys.path.insert(0, str(Path(__file__).parent))
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background; processes inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+from servers import (  # noqa: E402
+    S3_ENVIRONMENT,
+    Postgres,
+    create_instance,
+    postgres_server,
+    s3_server,
+)
 
 QUIET = [
     "--trainer.enable_progress_bar=false",
@@ -105,6 +114,62 @@ def shell(project: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
+# Counts connections to databases, of the main thread and in all, forbids the network if asked, and
+# runs a command before one of the statements of the main thread.
+GUARD = """
+import os, socket, sys, threading
+if os.environ.get("FORBID_NETWORK"):
+    def refuse(*a, **k): raise OSError("the test forbids the network: %r" % (a,))
+    socket.getaddrinfo = refuse
+    socket.socket.connect = refuse
+if os.environ.get("COUNT_CONNECTIONS"):
+    from django.db.backends.base.base import BaseDatabaseWrapper as Wrapper
+    connect = Wrapper.connect
+    def counted(self):
+        is_main = threading.current_thread() is threading.main_thread()
+        with open(os.environ["COUNT_CONNECTIONS"], "a") as file:
+            file.write("main\\n" if is_main else "other\\n")
+        return connect(self)
+    Wrapper.connect = counted
+if at := int(os.environ.get("LOSE_AT", "0")):
+    import subprocess
+    from django.db.backends.utils import CursorWrapper
+    execute, count = CursorWrapper._execute, [0]
+    def counting(self, *args):
+        if threading.current_thread() is threading.main_thread():
+            count[0] += 1
+            if count[0] == at: subprocess.run(["bash", "-c", os.environ["LOSE"]], check=True)
+        return execute(self, *args)
+    CursorWrapper._execute = counting
+"""
+
+
+@pytest.fixture
+def home(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give the processes that the test starts a home of their own, and the guard."""
+    home = project / "home"
+    home.mkdir()
+    (home / "sitecustomize.py").write_text(GUARD)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("PYTHONPATH", f"{home}:{os.environ['PYTHONPATH']}")
+    return home
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Postgres]:
+    """Start a PostgreSQL for the tests of a module."""
+    with postgres_server() as server:
+        yield server
+
+
+@pytest.fixture
+def instance(server: Postgres, project: Path, request: pytest.FixtureRequest) -> Postgres:
+    """Connect the project to a fresh database on that server."""
+    name = re.sub(r"\W+", "-", request.node.name.lower())[:40].strip("-")
+    create_instance(name, "store", server.create_database(name))
+    return server
+
+
 @pytest.fixture
 def record(project: Path) -> Callable[[], list[SimpleNamespace]]:
     """Read the runs of the project's own instance, in a process of its own, oldest first."""
@@ -142,8 +207,6 @@ print("RECORD" + json.dumps(runs))
 @pytest.fixture
 def s3(ln: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
     """Give a function that makes a bucket the default storage of the instance."""
-    from servers import S3_ENVIRONMENT, s3_server
-
     for name, value in S3_ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     before = ln.setup.settings.instance._storage

@@ -263,12 +263,11 @@ class Checkpoint(GoesOn, ll.Checkpoint):
         self._tell(trainer)
 
     def _remove_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
-        ModelCheckpoint._remove_checkpoint(self, trainer, filepath)
-        if not trainer.is_global_zero:
-            return
-        if self._completion is not None:
+        if self._completion is not None and trainer.is_global_zero:
             self._completion.forget(str(filepath))
-        self._add(trainer, self._job("remove", trainer, filepath, "checkpoint"))
+        ModelCheckpoint._remove_checkpoint(self, trainer, filepath)
+        if trainer.is_global_zero:
+            self._add(trainer, self._job("remove", trainer, filepath, "checkpoint"))
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException

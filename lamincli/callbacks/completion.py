@@ -44,6 +44,7 @@ class _Save:
     is_handed_over: bool = False  # to a plugin that is watched
     is_begun: bool = False
     is_written: bool = False  # by this rank
+    settling: threading.RLock = field(default_factory=threading.RLock)  # no removal meanwhile
     done: threading.Event = field(default_factory=threading.Event)
 
 
@@ -109,9 +110,11 @@ class Completion:
             self._is_written(path)
 
     def forget(self, path: str) -> None:
-        """Forget a path that is not wanted any more."""
+        """Forget a path that is not wanted any more, and is about to be removed."""
         with self._lock:
-            for save in self._saves.pop(path, ()):
+            saves = self._saves.pop(path, ())
+        for save in saves:
+            with save.settling:
                 save.done.set()
 
     def look(self) -> None:
@@ -187,8 +190,11 @@ class Completion:
         self._settle(path, save, well)
 
     def _settle(self, path: str, save: _Save, well: bool) -> None:
-        if well and not save.done.is_set():
-            save.then()
+        with save.settling:
+            if well and not save.done.is_set():
+                save.then()
+                if save.is_zero and os.path.isdir(path):
+                    shutil.rmtree(_aside(path), ignore_errors=True)
         with self._lock:
             saves = self._saves.get(path, deque())
             with suppress(ValueError):  # it is not wanted any more
@@ -303,8 +309,9 @@ def make_room(path: str, plugin: CheckpointIO) -> None:
     """Let a save over an existing checkpoint make new files, where it would write into old ones.
 
     The pin of the earlier save is a link to the same content. Of a folder, the files of ranks that
-    there are no more would be left, and the mark that it is complete. Lightning replaces a file by
-    a rename, unless the folder for temporary files is on another device: then it copies into it.
+    there are no more would be left, and the mark that it is complete: it is set aside until the new
+    one is complete, and found there by `resume` if that is never. Lightning replaces a file by a
+    rename, unless the folder for temporary files is on another device: then it copies into it.
     """
     with suppress(OSError, ValueError):
         status = os.stat(path)
@@ -323,12 +330,18 @@ def _make_room_in(folder: str) -> None:
     if os.path.islink(folder):  # `save_last="link"`, in an earlier attempt
         os.unlink(folder)
     elif checkpoint_file.is_marked(Path(folder)):
-        shutil.rmtree(folder)
+        shutil.rmtree(_aside(folder), ignore_errors=True)
+        os.rename(folder, _aside(folder))
     else:
         for place, _, files in os.walk(folder):
             for file in (os.path.join(place, name) for name in files):
                 if os.stat(file).st_nlink > 1:
                     os.unlink(file)
+
+
+def _aside(folder: str) -> str:
+    place, name = os.path.split(folder)
+    return os.path.join(place, f".before-{name}")
 
 
 def _innermost(plugin: CheckpointIO) -> CheckpointIO:

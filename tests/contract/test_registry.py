@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 from django.db import IntegrityError
 from registries import MemoryRegistry
-from servers import create_instance, postgres_server
+from servers import create_instance
 
 from lamincli.errors import ContentChangedError, RecordError
 from lamincli.features import EXTRA_DATA_KEY as OURS
@@ -19,12 +19,6 @@ from lamincli.spool import Job
 from lamincli.spool.folder import measure
 
 BEGAN = datetime(2026, 1, 1, tzinfo=timezone.utc)
-
-
-@pytest.fixture(scope="module")
-def postgres():
-    with postgres_server() as server:
-        yield server
 
 
 class Memory:
@@ -78,14 +72,14 @@ class Lamin:
 
 
 @pytest.fixture(scope="module")
-def distant(postgres, tmp_path_factory):
+def distant(server, tmp_path_factory):
     """Create an instance in PostgreSQL, for all tests."""
     name = f"contract-{uuid4().hex[:8]}"
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("contract"))
         # A process that imported lamindb before it connected has loaded bionty, whose tables
         # Django then looks for when it deletes.
-        create_instance(name, "store", postgres.create_database(name), modules="bionty")
+        create_instance(name, "store", server.create_database(name), modules="bionty")
     return f"anonymous/{name}"
 
 

@@ -121,13 +121,17 @@ def test_torn_folder_is_passed_over(shell, project, checkpoints, torn, is_away):
     outage = {"TAKE_AWAY": "lamindb/.lamindb"} if is_away else {}
     done = shell(*words, "--lamin.patience_s=1", timeout_s=200, TEAR=f"{torn}:4", **outage)
     assert done.returncode != 0
-    assert not (project / "work/checkpoints" / torn / ".metadata").exists()
+    local = project / "work/checkpoints"
+    assert not (local / torn / ".metadata").exists()
+    is_over_another = torn == "last.ckpt"
+    assert (local / f".before-{torn}" / ".metadata").exists() == is_over_another
     if is_away:
         (project / "away").rename(project / "lamindb/.lamindb")
     done = shell("resume", "latest", timeout_s=200)
     assert done.returncode == 0, done.stderr
     found = checkpoints()
     assert [one["key"].rpartition("/")[2] for one in found] == ["epoch=2-step=6.ckpt", "last.ckpt"]
+    assert not list(local.glob(".before-*"))
     assert len({one["run"] for one in found}) == 1
     for one in found:
         assert one["status"] == "completed"

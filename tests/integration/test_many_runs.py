@@ -7,8 +7,7 @@ import time
 from collections import Counter
 
 import psycopg2
-import pytest
-from servers import create_instance, postgres_server
+from servers import create_instance
 
 PROCESSES, RUNS_EACH = 8, 25
 SCRIPT = """
@@ -35,12 +34,6 @@ for _ in range(int(count)):
 Path(f"done-{number}").touch()
 wait_for("leave")
 """
-
-
-@pytest.fixture(scope="module")
-def server():
-    with postgres_server() as server:
-        yield server
 
 
 class Connections:

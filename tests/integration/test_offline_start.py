@@ -1,8 +1,6 @@
 """LaminDB is away when a training starts, or shall not be asked: training begins all the same."""
 
 import json
-import os
-import re
 import signal
 import sqlite3
 import subprocess
@@ -11,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-from servers import create_instance, postgres_server
 
 FIT = ["fit", "--model=tests_models.TinyModel", "--data=tests_models.TinyData",
        "--trainer.max_epochs=1", "--trainer.enable_progress_bar=false",
@@ -19,60 +16,17 @@ FIT = ["fit", "--model=tests_models.TinyModel", "--data=tests_models.TinyData",
 OFFLINE = [*FIT, "--lamin.offline=true"]
 AWAY = "ends within seconds: nobody waits for a database that is away"
 
-# Counts connections to databases, of the main thread and in all, forbids the network if asked, and
-# runs a command before one of the statements of the main thread.
-GUARD = """
-import os, socket, sys, threading
-if os.environ.get("FORBID_NETWORK"):
-    def refuse(*a, **k): raise OSError("the test forbids the network: %r" % (a,))
-    socket.getaddrinfo = refuse
-    socket.socket.connect = refuse
-if os.environ.get("COUNT_CONNECTIONS"):
-    from django.db.backends.base.base import BaseDatabaseWrapper as Wrapper
-    connect = Wrapper.connect
-    def counted(self):
-        is_main = threading.current_thread() is threading.main_thread()
-        with open(os.environ["COUNT_CONNECTIONS"], "a") as file:
-            file.write("main\\n" if is_main else "other\\n")
-        return connect(self)
-    Wrapper.connect = counted
-if at := int(os.environ.get("LOSE_AT", "0")):
-    import subprocess
-    from django.db.backends.utils import CursorWrapper
-    execute, count = CursorWrapper._execute, [0]
-    def counting(self, *args):
-        if threading.current_thread() is threading.main_thread():
-            count[0] += 1
-            if count[0] == at: subprocess.run(["bash", "-c", os.environ["LOSE"]], check=True)
-        return execute(self, *args)
-    CursorWrapper._execute = counting
-"""
-
 
 @pytest.fixture(autouse=True)
-def home(project, monkeypatch):
-    """Give every test a home and a state of its own, so that `sync` finds its spools alone."""
-    home = project / "home"
-    home.mkdir()
-    (home / "sitecustomize.py").write_text(GUARD)
-    monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setenv("PYTHONPATH", f"{home}:{os.environ['PYTHONPATH']}")
-    return home
-
-
-@pytest.fixture(scope="module")
-def server():
-    with postgres_server() as server:
-        yield server
+def own_home(home):
+    """Let `sync` find the spools of the test alone."""
 
 
 @pytest.fixture
-def postgres(server, project, request):
-    """Connect the project to a fresh database on a server that the test may stop."""
-    name = re.sub(r"\W+", "-", request.node.name.lower())[:40].strip("-")
-    create_instance(name, "store", server.create_database(name))
-    yield server
-    subprocess.run(["bash", "-c", server.command("start")], check=False)
+def postgres(instance):
+    """A server that the test may stop."""
+    yield instance
+    subprocess.run(["bash", "-c", instance.command("start")], check=False)
 
 
 def spool_of(folder: Path) -> Path:

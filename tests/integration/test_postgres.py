@@ -3,24 +3,8 @@
 import subprocess
 import sys
 
-import pytest
-from servers import create_instance, postgres_server
-
 FIT = ["fit", "--model=tests_models.TinyModel", "--data=tests_models.TinyData",
        "--trainer.max_epochs=1", "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def server():
-    with postgres_server() as server:
-        yield server
-
-
-@pytest.fixture
-def instance(server, project, request):
-    """Create a fresh database and connect the project's folder to it."""
-    name = request.node.name.replace("[", "_").replace("]", "").lower()[:40]
-    create_instance(name, "store", server.create_database(name))
 
 
 def test_run_with_a_long_command_line(instance, shell, record):
