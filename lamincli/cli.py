@@ -20,7 +20,7 @@ from inspect import Parameter, signature
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
 from jsonargparse import ArgumentError, Namespace
@@ -40,15 +40,11 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from lamincli import checkpoint_file, console, slurm
 from lamincli.callbacks.stop import StopOnSignal
-from lamincli.errors import InstanceError, LaminTrainError, UnreachableError, UsageError
+from lamincli.connection import Connection
+from lamincli.errors import InstanceError, LaminTrainError, UsageError
 from lamincli.features import DESCRIPTIONS, metric_values
 from lamincli.instance import (
     ENVIRONMENT_VARIABLE,
-    Target,
-    connected,
-    import_unconnected,
-    is_connected,
-    named,
 )
 from lamincli.options import (
     CheckpointOptions,
@@ -92,8 +88,6 @@ _HANGS_AFTER_S = 20.0
 
 _EXITS_WITHIN_S = 10.0
 
-_T = TypeVar("_T")
-
 
 class LaminLightningCLI(LightningCLI):
     """Train from a config file and leave a complete record of it in LaminDB.
@@ -129,7 +123,6 @@ class LaminLightningCLI(LightningCLI):
     Attributes:
         unpublished: After the end, the local paths of what is still in the spool. `lamin-train`
             exits with code 3 then; a script may do the same.
-        is_offline: Whether that was asked for, by ``--lamin.offline``.
         then: What ran the stage of ``--lamin.then``, after this one.
     """
 
@@ -168,16 +161,14 @@ class LaminLightningCLI(LightningCLI):
         self._evaluated: Any = None
         self._ranks = Ranks()
         self._references = References()
-        self._slug: str | None = None
-        self._away: UnreachableError | None = None  # why LaminDB is not asked any more
-        self._target: Target | None = None  # the instance then
-        self.is_offline: bool = self._follows is not None and self._follows.is_offline
         self._resume: str | None = None
         self._resumption: Resumption | None = None
         self.unpublished: list[str] = []
         self._stop = StopOnSignal()
         self._closed = threading.Event()
         self._resources = ExitStack()
+        self._lamindb = Connection(self._references, self._resources, self._close_what_is_open)
+        self._lamindb.is_offline = self._follows is not None and self._follows.is_offline
         self._resources.enter_context(self._stop.installed())
         self._resources.enter_context(gives_back(DECIDED_VARIABLE))
         self._resources.enter_context(slurm.known_tasks_per_node())
@@ -219,6 +210,7 @@ class LaminLightningCLI(LightningCLI):
             "_beginning": None,
             "_closed": None,
             "_resources": None,
+            "_lamindb": None,
             "_stop": None,
             "_predictions": None,
         }
@@ -230,6 +222,11 @@ class LaminLightningCLI(LightningCLI):
     def lamin_run(self) -> Any:
         """The `lamindb.Run` of this job; `None` where nothing is tracked, and on other ranks."""
         return self._tracked.record if self._tracked else None
+
+    @property
+    def is_offline(self) -> bool:
+        """Whether LaminDB is not asked for anything, by ``--lamin.offline``."""
+        return self._lamindb.is_offline
 
     def finish(self, status: Status = "completed", error: BaseException | None = None) -> None:
         """Close the run and give back signals, streams and environment. Further calls do nothing.
@@ -295,8 +292,8 @@ class LaminLightningCLI(LightningCLI):
                 f"{jobs} job{'s' * (jobs > 1)} of {runs} earlier run{'s' * (runs > 1)} "
                 "not in LaminDB yet; publish with: lamin-train sync"
             )
-        slug = self._connect(options.instance)
-        if self._follows is not None and self._away is None:
+        slug = self._lamindb.connect(options.instance)
+        if self._follows is not None and not self._lamindb.why_away:
             begin_what_waits(slug)
         from lamincli import tracking
 
@@ -323,8 +320,7 @@ class LaminLightningCLI(LightningCLI):
             self._evaluated = self._used_checkpoint(ckpt_path)
         elif self.subcommand in {"validate", "test", "predict"}:
             console.warn(f"{self.subcommand} without --ckpt_path: the model has its first weights")
-        is_known = self._target is None or self._target.id
-        return {"run": self._tracked.uid, "instance": slug if is_known else None}
+        return {"run": self._tracked.uid, "instance": slug if self._lamindb.is_known else None}
 
     def _place(self, options: LaminOptions) -> Any:
         """Return where the run is recorded."""
@@ -333,9 +329,8 @@ class LaminLightningCLI(LightningCLI):
 
         here = os.getcwd()
         root = spool_root(str(self._trainer_option("default_root_dir") or here), here)
-        target = self._target or named(options.instance)
-        is_held = self.is_offline or not is_connected(target)
-        return Place(target, root, str(self._away or ""), is_held)
+        target, is_held = self._lamindb.target(options.instance)
+        return Place(target, root, self._lamindb.why_away, is_held)
 
     def _resumed(self) -> dict[str, Any]:
         """Return what goes on, for the record."""
@@ -369,52 +364,11 @@ class LaminLightningCLI(LightningCLI):
             return {}
         return describe_file(path, self._follows.lamin_run.uid if self._follows else None)
 
-    def _connect(self, instance: str | None, create: bool = True) -> str:
-        """Connect the instance, once; a run that was left open in another one is closed before.
-
-        One that is away is named, and not asked again.
-        """
+    def _close_what_is_open(self) -> None:
+        """Close a run that an object made with ``run=False`` has left open."""
         left = LaminLightningCLI._open
         if left is not None and left is not self and not left._is_training():
             left.finish()
-        if self._away is not None or (self._slug is not None and instance is None):
-            return str(self._slug)
-        try:
-            if self.is_offline:
-                raise UnreachableError(f"LaminDB instance {named(instance).slug} is not asked")
-            from lamincli.registry.outages import reaching
-
-            with reaching(instance or "of this folder"):
-                self._slug = self._resources.enter_context(connected(instance, create))
-        except UnreachableError as error:
-            import_unconnected()
-            self._do_without(named(instance), error)
-        return str(self._slug)
-
-    def _do_without(self, target: Target, why: UnreachableError) -> None:
-        """Go on without asking LaminDB for anything more before the run has begun."""
-        self._away, self._target = why, target
-        self._slug = self._references.away = target.slug
-        if target.id:  # processes that this one starts are to use the same one
-            self._resources.enter_context(gives_back(ENVIRONMENT_VARIABLE))
-            os.environ[ENVIRONMENT_VARIABLE] = target.slug
-
-    def _ask(self, instance: str | None, question: Callable[[], _T]) -> _T:
-        """Ask the instance something before the run has begun.
-
-        Where it is away, or goes away meanwhile, the question is asked with that known.
-        """
-        slug = self._connect(instance, create=False)
-        if self._away is None:
-            from lamincli.registry.outages import asking, give_back_connections
-
-            try:
-                with asking(slug):
-                    return question()
-            except UnreachableError as error:
-                give_back_connections()
-                self._do_without(named(slug), error)
-        return question()
 
     def _end_by(self, error: BaseException) -> NoReturn:
         """Close the run by what ended the job, and end the program as its user expects."""
@@ -749,7 +703,7 @@ class LaminLightningCLI(LightningCLI):
     def _note_offline(self, words: Any) -> None:
         """Know before parsing whether configs may be looked up in LaminDB."""
         typed = option_in(words, "--lamin.offline") if isinstance(words, list) else None
-        self.is_offline = self.is_offline or str(typed).lower() in ("true", "yes")
+        self._lamindb.is_offline |= str(typed).lower() in ("true", "yes")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, with configs that lie in LaminDB in the place of their references."""
@@ -811,7 +765,7 @@ class LaminLightningCLI(LightningCLI):
         """Return a file that can be read more than once, for what was typed as a config."""
         if is_reference(value):
             instance = option_in(words, "--lamin.instance")
-            return self._ask(instance, lambda: self._references.local_path(value))
+            return self._lamindb.ask(instance, lambda: self._references.local_path(value))
         if _is_pipe(value):  # as in --config <(command)
             return self._copy(Path(value).read_bytes())
         return value
@@ -823,24 +777,24 @@ class LaminLightningCLI(LightningCLI):
         instance = option_in(words, "--lamin.instance")
         if (found := self._look_for_run(resumed, instance)) is None:
             return words
-        config = self._ask(instance, lambda: found.config(self._references.away))
+        config = self._lamindb.ask(instance, lambda: found.config(self._references.away))
         return [words[0], "--config", config, *words[1:]] if config else words
 
     def _look_for_run(self, word: str, instance: str | None) -> Resumption | None:
         """Find the run to go on with, once."""
         try:
-            self._connect(instance, create=False)
+            self._lamindb.connect(instance, create=False)
         except InstanceError:
             if word == AUTO:
                 return None  # there is no instance yet, and so no run
             raise
 
         def look() -> Resumption | None:
-            search = find if self._away is None else find_in_spools
-            return search(word, str(self._slug), of_folder=self._resume == AUTO)
+            search = find_in_spools if self._lamindb.why_away else find
+            return search(word, self._lamindb.slug, of_folder=self._resume == AUTO)
 
         if self._resumption is None:
-            self._resumption = self._ask(instance, look)
+            self._resumption = self._lamindb.ask(instance, look)
         return self._resumption
 
     def _find_resumption(self) -> None:
@@ -879,12 +833,12 @@ class LaminLightningCLI(LightningCLI):
             return None
         if word == AUTO:
             found.check_model(class_path_of(self._chosen_model()))
-        return {"instance": self._slug, **found.told()}
+        return {"instance": self._lamindb.slug, **found.told()}
 
     def _fetch(self, instance: str, reference: str) -> str:
         """Return the local path for a reference, which this rank asks for itself."""
         self._follow(instance)
-        return self._ask(instance, lambda: self._references.local_path(reference))
+        return self._lamindb.ask(instance, lambda: self._references.local_path(reference))
 
     def _parse_ckpt_path(self) -> None:
         """Look up references, and take the hyper-parameters of the checkpoint, before the run.
@@ -893,7 +847,7 @@ class LaminLightningCLI(LightningCLI):
         """
         self.subcommand = self.config.get("subcommand")
         if self._lamin_options().offline:
-            self.is_offline = True
+            self._lamindb.is_offline = True
             self._get_config()["lamin"]["offline"] = False  # no part of what is trained
         self._find_resumption()
         self._look_up("ckpt_path", "model", "data")
@@ -928,14 +882,14 @@ class LaminLightningCLI(LightningCLI):
         told, mistakes = {}, []
         for text, section in found.items():
             try:
-                told[text] = self._ask(
+                told[text] = self._lamindb.ask(
                     self._lamin_options().instance, partial(self._references.told, text)
                 )
             except UsageError as error:
                 mistakes.append(f"{section}: {error}")
         if mistakes:
             raise UsageError.of(mistakes)
-        return {"instance": self._slug, "references": told}
+        return {"instance": self._lamindb.slug, "references": told}
 
     def _take_hparams(self, path: str) -> None:
         weights_only = self._get(self.config, "weights_only") is not False

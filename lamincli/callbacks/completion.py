@@ -44,7 +44,6 @@ class _Save:
     is_handed_over: bool = False  # to a plugin that is watched
     is_begun: bool = False
     is_written: bool = False  # by this rank
-    settling: threading.RLock = field(default_factory=threading.RLock)  # no removal meanwhile
     done: threading.Event = field(default_factory=threading.Event)
 
 
@@ -110,11 +109,9 @@ class Completion:
             self._is_written(path)
 
     def forget(self, path: str) -> None:
-        """Forget a path that is not wanted any more, and is about to be removed."""
+        """Forget a path that is not wanted any more."""
         with self._lock:
-            saves = self._saves.pop(path, ())
-        for save in saves:
-            with save.settling:
+            for save in self._saves.pop(path, ()):
                 save.done.set()
 
     def look(self) -> None:
@@ -190,11 +187,10 @@ class Completion:
         self._settle(path, save, well)
 
     def _settle(self, path: str, save: _Save, well: bool) -> None:
-        with save.settling:
-            if well and not save.done.is_set():
-                save.then()
-                if save.is_zero and os.path.isdir(path):
-                    shutil.rmtree(_aside(path), ignore_errors=True)
+        if well and not save.done.is_set():
+            save.then()
+            if save.is_zero and os.path.isdir(path):
+                shutil.rmtree(_aside(path), ignore_errors=True)
         with self._lock:
             saves = self._saves.get(path, deque())
             with suppress(ValueError):  # it is not wanted any more

