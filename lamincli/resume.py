@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from lamincli import checkpoint_file, console
-from lamincli.errors import LaminReferenceError, UsageError
+from lamincli.errors import LaminReferenceError, UnreachableError, UsageError, first_line
 from lamincli.offline import beginning_in, is_stand_in, spools_of_runs, stand_in
-from lamincli.process import ProcessIdentity, job_id
+from lamincli.process import ProcessIdentity, is_restarted, job_id
 from lamincli.redaction import redact_argv
 from lamincli.references import LATEST, References, find_run, is_here, known_file
 from lamincli.spool import Job, Spool
@@ -150,6 +150,7 @@ def find_in_spools(word: str, slug: str, of_folder: bool = True) -> Resumption |
 
     Raises:
         LaminReferenceError: No spool here is of such a run, or more than one.
+        UnreachableError: The job was started before, and left no spool here.
         UsageError: As in `find`.
     """
     spools = spools_of_runs()
@@ -160,6 +161,11 @@ def find_in_spools(word: str, slug: str, of_folder: bool = True) -> Resumption |
         made_by = {u: (b.notes["record"]["job"], b.notes["command"]) for u, b in began.items() if b}
         of_job = [uid for uid, job in made_by.items() if job[0] is not None and job == this]
         found = of_job[-1:] or noted
+        if not found and is_restarted():
+            raise UnreachableError(
+                f"{slug} is not asked now, and this job was started before: only LaminDB knows "
+                "its run. Start it again when LaminDB is back, or a new run: --lamin.resume null."
+            )
         if not found:
             return None
     elif word == LATEST:
@@ -178,15 +184,20 @@ def find_in_spools(word: str, slug: str, of_folder: bool = True) -> Resumption |
 
 
 def begin_what_waits(slug: str) -> None:
-    """Let runs that began without LaminDB begin there now, so that they are found there."""
+    """Let runs that began without LaminDB begin there now, so that they are found there.
+
+    One that cannot is left to `sync`, which says what is to be done about it.
+    """
     import lamindb as ln
+    from django.db import InterfaceError, OperationalError
 
     from lamincli.registry.lamin import LaminRegistry
 
     before = dict(vars(ln.context))
-    for folder in spools_of_runs().values():
-        began, spool = beginning_in(folder), Spool(folder)
-        if began is None or began.instance != slug or not spool.lock.acquire():
+    began = [(job, folder) for folder in spools_of_runs().values() if (job := beginning_in(folder))]
+    for begin, folder in sorted(began, key=lambda one: str(one[0].notes["started_at"])):
+        spool = Spool(folder)
+        if begin.instance != slug or not spool.lock.acquire():
             continue
         registry = LaminRegistry()
         try:
@@ -198,6 +209,10 @@ def begin_what_waits(slug: str) -> None:
                     else:
                         registry.close_run(job, spool.pin_of(job) if job.pin else None)
                     spool.finish(name)
+        except (OperationalError, InterfaceError):
+            raise
+        except Exception as error:
+            console.warn(f"run {begin.run} cannot begin in LaminDB yet: {first_line(error)}")
         finally:
             spool.lock.release()
             vars(ln.context).update(before)

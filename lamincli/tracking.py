@@ -246,7 +246,8 @@ class TrackedRun:
 
     def goes_on_no_more(self) -> None:
         """Close a run as aborted that was to go on by itself."""
-        self._try("closed as aborted", partial(self._set_ending, "aborted"))
+        now = datetime.now(timezone.utc)
+        self._try("closed as aborted", partial(self._set_ending, "aborted", now))
 
     def _let_go(self) -> None:
         ln.setup.logger.set_handler()
@@ -543,7 +544,7 @@ def _open_log(tracked: TrackedRun, command: str) -> RunLog | None:
     path = runs.log_path(tracked.uid)
     earlier = ""
     if tracked.record.report_id is not None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(Exception):  # else it is put before this one in the end
             earlier = Path(tracked.record.report.cache(is_run_input=False)).read_text() + "\n"
     elif path.exists():
         earlier = path.read_text() + "\n"
@@ -592,7 +593,8 @@ def close_lost_jobs() -> list[str]:
     def is_over(record: Mapping[str, Any]) -> bool:
         process = ProcessIdentity.from_dict(record.get("process"))
         is_seen = process is not None and process.is_alive()  # it has left its job
-        return not is_seen and record["stage"] != arrays.WORD and slurm.is_over(record["job"] or "")
+        is_task = record.get("stage") != arrays.WORD
+        return is_task and not is_seen and slurm.is_over(record.get("job") or "")
 
     closed = _close(runs_of_jobs, ["scheduled", "started", "restarted"], is_over, "SLURM job")
     arrays.settle_those_over(slurm.is_over)
@@ -609,7 +611,8 @@ def _close(
     open_codes = [RUN_STATUS_TO_CODE[status] for status in statuses]
     closed = []
     for run in some_runs.filter(_status_code__in=open_codes):
-        if not has_ended(run.extra_data[EXTRA_DATA_KEY]):
+        record = (run.extra_data or {}).get(EXTRA_DATA_KEY)
+        if record is None or not has_ended(record):
             continue
         spools = (Spool(folder) for folder in known_spools() if folder.name == run.uid)
         if any(spool.holds("close") for spool in spools):  # `sync` closes it, and truly

@@ -272,6 +272,14 @@ def serve_s3(
 # -- distance -------------------------------------------------------------------------------------
 
 
+def proxy_command(
+    own: int, port: int, latency_s: float = 0, drop_after_s: float = 0, seed: int = 0
+) -> list[str]:
+    """Return the command that serves a proxy at a port of its own; see `proxy`."""
+    words = (sys.executable, __file__, "proxy", own, port, latency_s, drop_after_s, seed)
+    return list(map(str, words))
+
+
 @contextmanager
 def proxy(port: int, latency_s: float, drop_after_s: float = 0, seed: int = 0) -> Iterator[int]:
     """Put a server further away.
@@ -283,8 +291,7 @@ def proxy(port: int, latency_s: float, drop_after_s: float = 0, seed: int = 0) -
         seed: Of the random times.
     """
     own = free_port()
-    words = map(str, (own, port, latency_s, drop_after_s, seed))
-    process = subprocess.Popen([sys.executable, __file__, "proxy", *words])
+    process = subprocess.Popen(proxy_command(own, port, latency_s, drop_after_s, seed))
     try:
         wait_for(own, process)
         yield own

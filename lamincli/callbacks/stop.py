@@ -54,6 +54,7 @@ class StopOnSignal(pl.Callback):
         self._trainer: pl.Trainer | None = None  # while its loops run
         self._batches = 0
         self._check_after = 1
+        self._is_even = True  # the validation: all ranks have as many batches
         self._checked_s = time.monotonic()
 
     @contextmanager
@@ -113,9 +114,11 @@ class StopOnSignal(pl.Callback):
             # Workers of a data loader that got the signal too would end the batch by an error.
             handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             self._previous.setdefault(signal.SIGCHLD, handler)
-        again = self.signum is not None and not self._is_of_others
-        self.signum = self.signum if again else signum
-        self._is_of_others = False
+        if self._is_of_others:  # this rank is stopping already
+            self.signum, self._is_of_others = signum, False
+            return
+        again = self.signum is not None
+        self.signum = self.signum or signum
         if self.closing_since_s is not None:
             if time.monotonic() - self.closing_since_s > _CLOSING_TAKES_S:
                 raise SystemExit(self.exit_code)
@@ -173,8 +176,16 @@ class StopOnSignal(pl.Callback):
     on_predict_start = on_sanity_check_start
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Likewise, and agree soon: these batches may be slower than those of the training."""
+        """Likewise, and agree soon: these batches may be slower than those of the training.
+
+        Ranks may have different numbers of them, and then only agree after the last one.
+        """
         self._enter_loop(trainer)
+        is_fit = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if is_fit and trainer.world_size > 1:
+            number = sum(trainer.num_val_batches)
+            is_same = number == trainer.strategy.broadcast(number)
+            self._is_even = trainer.strategy.reduce_boolean_decision(is_same)
         self._check_after = 1
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -191,7 +202,8 @@ class StopOnSignal(pl.Callback):
 
     def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
         """Likewise, in the validation of a fit."""
-        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+        is_of_fit = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if is_of_fit and self._is_even:
             self._agree(trainer)
 
     def _agree(self, trainer: pl.Trainer) -> None:

@@ -27,7 +27,15 @@ from pathlib import Path
 import lightning.pytorch as pl
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from servers import S3_ENVIRONMENT, Postgres, create_instance, free_port, s3_server, wait_for
+from servers import (
+    S3_ENVIRONMENT,
+    Postgres,
+    create_instance,
+    free_port,
+    proxy_command,
+    s3_server,
+    wait_for,
+)
 
 from lamincli.resume import RUN_FILE
 
@@ -95,8 +103,7 @@ class Chaos:
         self.route = None
 
     def open_route(self):
-        words = [sys.executable, Path(__file__).parents[1] / "servers.py", "proxy"]
-        self.route = subprocess.Popen([*map(str, words), str(self.port), str(self.store_port), "0"])
+        self.route = subprocess.Popen(proxy_command(self.port, self.store_port))
         wait_for(self.port, self.route)
 
     def close_route(self):

@@ -233,6 +233,17 @@ def test_training_after_the_end_of_the_run_publishes_nothing(train, ln, project)
     assert ln.Artifact.filter().count() == before
 
 
+def test_run_that_its_scheduler_does_not_start_again_is_closed(train, last_run, ln):
+    from lamincli.registry import runs
+
+    cli = train("fit")
+    run = last_run()
+    runs.set_ending(run, "scheduled", run.finished_at)
+    assert last_run().status == "scheduled"
+    cli._tracked.goes_on_no_more()
+    assert (last_run().status, last_run().finished_at is not None) == ("aborted", True)
+
+
 def test_run_that_ends_while_it_is_looked_at_is_not_closed(train, last_run, monkeypatch, ln):
     from lamincli import tracking
     from lamincli.process import ProcessIdentity
