@@ -1256,7 +1256,8 @@ class LaminLightningCLI(LightningCLI):
         from lamincli.callbacks.history import MetricsHistory
         from lamincli.callbacks.save_config import Beginning
 
-        self._beginning = Beginning()
+        assert self._tracked is not None
+        self._beginning = Beginning(self._tracked.known)
         return [MetricsHistory(), self._beginning]
 
     def _checkpoint_arguments(self, plain: bool = False) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""What references stood for when they were last looked up, for when LaminDB cannot be asked.
+"""What is remembered on this machine, or in a shared home, for when LaminDB cannot be asked.
 
-One JSON file a reference and instance, in ``~/.local/state/lamin-train/references``.
+What references stood for when they were last looked up, and which run a job has trained: one JSON
+file each, in ``~/.local/state/lamin-train``, in ``references`` and ``jobs``.
 """
 
 import contextlib
@@ -30,6 +31,25 @@ class Remembered:
     at: str
 
 
+@dataclass(frozen=True)
+class KnownJob:
+    """The run of a job that a scheduler may start again.
+
+    Args:
+        run: Uid of the run.
+        instance: The instance that has it.
+        notes: What a stand-in of the run needs: times, params and record.
+        folders: Where it saves its checkpoints.
+        prefixes: The prefixes of their keys, by the callback that saves them.
+    """
+
+    run: str
+    instance: str
+    notes: dict[str, Any]
+    folders: list[str]
+    prefixes: dict[str, str]
+
+
 def remember(slug: str, text: str, pinned: str, file: dict[str, Any]) -> None:
     """Keep what a reference stands for. A home that cannot be written is no obstacle.
 
@@ -40,22 +60,50 @@ def remember(slug: str, text: str, pinned: str, file: dict[str, Any]) -> None:
         file: As in `Remembered`.
     """
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    place = _place(slug, text)
-    part = place.with_suffix(f".{os.getpid()}.part")
-    with contextlib.suppress(OSError):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(asdict(Remembered(pinned, file, now))))
-        part.replace(place)
+    _write(_place("references", slug, text), asdict(Remembered(pinned, file, now)))
 
 
 def recall(slug: str, text: str) -> Remembered | None:
     """Return what a reference stood for when it was last looked up on this machine."""
     try:
-        return Remembered(**json.loads(_place(slug, text).read_text()))
+        return Remembered(**json.loads(_place("references", slug, text).read_text()))
     except (OSError, ValueError, TypeError):
         return None
 
 
-def _place(slug: str, text: str) -> Path:
-    digest = hashlib.sha256(f"{slug} {text}".encode()).hexdigest()[:32]
-    return index_folder().with_name("references") / f"{digest}.json"
+def remember_job(job: str, command: str, known: KnownJob) -> None:
+    """Keep which run a command of a job has trained.
+
+    Args:
+        job: As `process.job_id` names it.
+        command: The words, without secrets: a job may train several models in turn.
+        known: What is known of the run.
+    """
+    _write(_place("jobs", job, command), asdict(known))
+
+
+def recall_job(job: str, command: str) -> KnownJob | None:
+    """Return what is known of the run that a command of a job has trained."""
+    try:
+        return KnownJob(**json.loads(_place("jobs", job, command).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def forget_job(job: str, command: str) -> None:
+    """Forget it, for the run is complete."""
+    with contextlib.suppress(OSError):
+        _place("jobs", job, command).unlink(missing_ok=True)
+
+
+def _write(place: Path, content: dict[str, Any]) -> None:
+    part = place.with_suffix(f".{os.getpid()}.part")
+    with contextlib.suppress(OSError):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps(content))
+        part.replace(place)
+
+
+def _place(kind: str, of: str, text: str) -> Path:
+    digest = hashlib.sha256(f"{of} {text}".encode()).hexdigest()[:32]
+    return index_folder().with_name(kind) / f"{digest}.json"

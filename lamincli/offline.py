@@ -6,6 +6,7 @@ had; the publisher does that when the database returns, or `lamin-train sync` la
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -67,16 +68,21 @@ class SpooledRun:
             spool.lock.release()
 
 
-def stand_in(uid: str, begun: Job | None = None) -> Any:
-    """Return a `lamindb.Run` that is not saved, in the place of one that is not in LaminDB yet."""
+def stand_in(uid: str, notes: Mapping[str, Any] | None = None) -> Any:
+    """Return a `lamindb.Run` that is not saved, in the place of one that is not in LaminDB yet.
+
+    Args:
+        uid: Uid of the run.
+        notes: Its times, params and record, as the job with which it began holds them.
+    """
     import lamindb as ln
 
     values: dict[str, Any] = {column.attname: None for column in ln.Run._meta.concrete_fields}
     values |= {"uid": uid, "_status_code": -1, "extra_data": {EXTRA_DATA_KEY: {}}}
-    if begun is not None:
-        values["started_at"] = datetime.fromisoformat(begun.notes["started_at"])
-        values["params"] = begun.notes["params"]
-        values["extra_data"] = {EXTRA_DATA_KEY: begun.notes["record"]}
+    if notes is not None:
+        values["started_at"] = datetime.fromisoformat(notes["started_at"])
+        values["params"] = notes["params"]
+        values["extra_data"] = {EXTRA_DATA_KEY: notes["record"]}
     return ln.Run(*values.values())  # as Django makes the object of a row
 
 

@@ -227,6 +227,10 @@ class Ranks:
         self._watcher = threading.Thread(target=wait, name="lamin-train-ranks", daemon=True)
         self._watcher.start()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the thread to this process, where a strategy spawns ranks."""
+        return {**self.__dict__, "_is_over": None, "_watcher": None}
+
     def stop_watching(self) -> None:
         """End the thread of `watch`: within a call of torch, it would abort an ending process."""
         self._is_over.set()

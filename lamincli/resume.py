@@ -6,7 +6,7 @@ LaminDB. The one of the latest step is taken; one that is torn is passed over.
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -14,8 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lamincli import checkpoint_file, console
+from lamincli import checkpoint_file, console, slurm
 from lamincli.errors import LaminReferenceError, UnreachableError, UsageError, first_line
+from lamincli.memory import KnownJob, forget_job, recall_job
 from lamincli.offline import beginning_in, is_stand_in, spools_of_runs, stand_in
 from lamincli.process import ProcessIdentity, is_restarted, job_id
 from lamincli.redaction import redact_argv
@@ -160,7 +161,10 @@ def find_in_spools(word: str, slug: str, of_folder: bool = True) -> Resumption |
         this = (job_id(), redact_argv(sys.argv[1:]))
         made_by = {u: (b.notes["record"]["job"], b.notes["command"]) for u, b in began.items() if b}
         of_job = [uid for uid, job in made_by.items() if job[0] is not None and job == this]
+        known = recall_job(this[0], this[1]) if this[0] is not None else None
         found = of_job[-1:] or noted
+        if not of_job and known is not None and known.instance == slug:
+            return _with_checkpoint(stand_in(known.run, known.notes), is_auto=True, known=known)
         if not found and is_restarted():
             raise UnreachableError(
                 f"{slug} is not asked now, and this job was started before: only LaminDB knows "
@@ -179,7 +183,8 @@ def find_in_spools(word: str, slug: str, of_folder: bool = True) -> Resumption |
             f"--lamin.resume {word}: {slug} is not asked now, and no single spool of this machine "
             f"is of such a run.{which} Go on where the run was, or when LaminDB is back."
         )
-    run = stand_in(found[0], began[found[0]])
+    started = began[found[0]]
+    run = stand_in(found[0], started.notes if started else None)
     return _with_checkpoint(run, is_auto=word == AUTO)
 
 
@@ -218,12 +223,12 @@ def begin_what_waits(slug: str) -> None:
             vars(ln.context).update(before)
 
 
-def _with_checkpoint(run: Any, is_auto: bool) -> Resumption:
+def _with_checkpoint(run: Any, is_auto: bool, known: KnownJob | None = None) -> Resumption:
     """Find the last complete checkpoint of a run."""
     _check(run)
-    checkpoints = _checkpoints(run)
+    checkpoints = _checkpoints(run, known.folders if known else ())
     prefixes = {one.callback: one.prefix for one in checkpoints if one.callback}
-    found = Resumption(run, prefixes=prefixes)
+    found = Resumption(run, prefixes={**(known.prefixes if known else {}), **prefixes})
     holds_weights = False
     for checkpoint in checkpoints:
         try:
@@ -263,7 +268,9 @@ def remember(run_uid: str, slug: str) -> None:
 
 
 def forget(run_uid: str) -> None:
-    """Forget the run of this folder, for it is complete."""
+    """Forget the run of this folder and job, for it is complete."""
+    if (job := job_id()) is not None:
+        forget_job(job, redact_argv(sys.argv[1:]))
     try:
         if json.loads(RUN_FILE.read_text()).get("run") == run_uid:
             RUN_FILE.unlink()
@@ -324,6 +331,12 @@ def _check(run: Any) -> None:
         raise UsageError(f"Run {run.uid} is a {record['stage']}; only a training can go on.")
     process = ProcessIdentity.from_dict(record.get("process"))
     is_open = run.status in ("started", "restarted")
+    job = record.get("job") or ""
+    if (is_open or run.status == "scheduled") and job != job_id() and slurm.is_going_on(job):
+        raise UsageError(
+            f"Run {run.uid} goes on in SLURM job {job.rpartition(':')[2]}. Wait for it, or end it "
+            "first with scancel."
+        )
     if is_open and process is not None and process.is_alive():
         raise UsageError(
             f"Run {run.uid} is still running: process {process.pid} on {process.host}. "
@@ -365,13 +378,14 @@ class _Found:
         return self.local
 
 
-def _checkpoints(run: Any) -> list[_Found]:
-    """Return all checkpoints of a run that are known, the latest first."""
+def _checkpoints(run: Any, folders: Iterable[str]) -> list[_Found]:
+    """Return all checkpoints of a run that are known, or lie in its folders, the latest first."""
     published = [] if is_stand_in(run) else _published(run)
     found = [*published, *_spooled(run.uid)]
-    newest = max((one.saved_at for one in found), default="")
-    folders = {one.local.parent for one in found if one.local is not None}
-    found += _unknown(folders, newest, {one.local for one in found})
+    began = run.started_at.isoformat() if folders else ""
+    newest = max((one.saved_at for one in found), default=began)
+    places = {one.local.parent for one in found if one.local is not None} | set(map(Path, folders))
+    found += _unknown(places, newest, {one.local for one in found})
     return sorted(found, key=lambda one: (one.step, one.saved_at), reverse=True)
 
 

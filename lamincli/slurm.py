@@ -129,14 +129,25 @@ def is_over(job: str) -> bool:
     Args:
         job: As `process.job_id` names it; of an array, any of its tasks that is not over counts.
     """
+    states = _states(job)
+    return states is not None and _OVER.issuperset(states)
+
+
+def is_going_on(job: str) -> bool:
+    """Tell whether SLURM certainly runs a job, or will; `False` likewise."""
+    states = _states(job)
+    return states is not None and not _OVER.issuperset(states)
+
+
+def _states(job: str) -> list[str] | None:
+    """Return the states of the tasks of a job that SLURM knows; `None` if it cannot be asked."""
     scheduler, cluster, number = [*job.split(":"), "", ""][:3]
     if scheduler != "slurm" or cluster != _cluster():
-        return False
+        return None
     done = _scontrol("--oneliner", "show", "job", number)
     if done.returncode:
-        return "Invalid job id" in done.stderr
-    states = re.findall(r" JobState=(\w+) ", done.stdout)
-    return bool(states) and _OVER.issuperset(states)
+        return [] if "Invalid job id" in done.stderr else None
+    return re.findall(r" JobState=(\w+) ", done.stdout) or None
 
 
 @cache

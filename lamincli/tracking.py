@@ -8,6 +8,7 @@ parts of lamindb that make a run the current one; each is named in ``docs/design
 
 import contextlib
 import os
+import shutil
 import sys
 import time
 import traceback
@@ -108,6 +109,7 @@ class TrackedRun:
     spooled: SpooledRun | None = None
     is_attempt: bool = False
     used: Any = None
+    earlier_log: str = ""
     _evaluated: dict[str, Any] = field(default_factory=dict, init=False)
     _is_ending_left: bool = field(default=False, init=False)
     _is_finished: bool = field(default=False, init=False)
@@ -116,6 +118,17 @@ class TrackedRun:
     def uid(self) -> str:
         """The uid of the run."""
         return str(self.record.uid)
+
+    @property
+    def known(self) -> tuple[str, str, dict[str, Any]]:
+        """Uid, instance, and what a stand-in of the run needs, as `memory.KnownJob` holds them."""
+        record = self.record
+        notes = {
+            "started_at": record.started_at.isoformat(),
+            "params": record.params,
+            "record": (record.extra_data or {}).get(EXTRA_DATA_KEY, {}),
+        }
+        return self.uid, self.slug, notes
 
     @property
     def is_reproduction(self) -> bool:
@@ -234,20 +247,26 @@ class TrackedRun:
         self._is_finished = True
         if self.log is not None:
             self.log.close()
-            self.log.path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                if self.earlier_log:
+                    self.log.path.write_text(self.earlier_log)
+                else:
+                    self.log.path.unlink(missing_ok=True)
         if self.spooled is not None:
             self._try("left as it was", partial(_forget_last_beginning, self.spooled))
         else:
             vars(self.record).update(self.before)
             self._try("left as it was", self.record.save)
+        log = self._log_file() if self.earlier_log else None
         for folder, job in self.ends:
-            self._try("left as it was", partial(_leave, folder, job))
+            self._try("left as it was", partial(_leave, folder, job, log))
         self._let_go()
 
     def goes_on_no_more(self) -> None:
         """Close a run as aborted that was to go on by itself."""
-        now = datetime.now(timezone.utc)
-        self._try("closed as aborted", partial(self._set_ending, "aborted", now))
+        is_left = self.spooled is not None or self._is_ending_left
+        close = self._leave_ending if is_left else self._set_ending
+        self._try("closed as aborted", partial(close, "aborted", datetime.now(timezone.utc)))
 
     def _let_go(self) -> None:
         ln.setup.logger.set_handler()
@@ -292,8 +311,10 @@ class TrackedRun:
             folder, job = self.spool, Job("close", self.uid, instance.slug, instance._id.hex, "")
         notes = {"metrics": self._metrics, "evaluated": self._evaluated}
         job = replace(job, at=ended.isoformat(), status=status, notes=notes)
-        log = self.log.path if self.log is not None and self.log.path.is_file() else None
-        _leave(folder, job, log)
+        _leave(folder, job, self._log_file())
+
+    def _log_file(self) -> Path | None:
+        return self.log.path if self.log is not None and self.log.path.is_file() else None
 
 
 def _leave(spool: Path, job: Job, file: Path | None = None) -> None:
@@ -405,31 +426,63 @@ def begin(
         **runs.source_of(source, place.target.slug),
     )
     context_before = dict(vars(ln.context))
-    if not place.why:
-        try:
-            with asking(place.target.slug):
-                tracked = _begin_in_registry(
-                    options, beginning, place, outer if is_outers else None, resumes
-                )
-                tracked.used = runs.use_noted(tracked.record, beginning, artifacts or {})
-        except UnreachableError as error:
-            if is_outers:
-                raise
-            give_back_connections()
-            place = replace(place, why=str(error))
-            vars(ln.context).update(context_before)
-    if place.why:
-        if named is not None and len(named) != len(uid):
-            raise RecordError(
-                f"--lamin.parent {named}: {place.why.removesuffix('.')}, so the run cannot be "
-                "looked up. Give its whole uid."
-            )
-        tracked = _begin_in_spool(beginning, place, resumes)
+    try:
+        tracked = _begin_somewhere(
+            options, beginning, place, outer if is_outers else None, resumes, artifacts or {}
+        )
+    except BaseException as error:
+        if not is_outers and not place.why:
+            _end_what_has_begun(uid, error)
+        vars(ln.context).update(context_before)
+        raise
     if tracked.owned:
         tracked.context_before = context_before
         _OWNED.add(tracked.uid)
         tracked.log = _open_log(tracked, command)
     return tracked
+
+
+def _begin_somewhere(
+    options: LaminOptions,
+    beginning: Beginning,
+    place: Place,
+    outer: Any,
+    resumes: Any,
+    artifacts: Mapping[str, Any],
+) -> TrackedRun:
+    """Begin a run in LaminDB; in its spool, where that is away or goes away meanwhile."""
+    context_before = dict(vars(ln.context))
+    if not place.why:
+        try:
+            with asking(place.target.slug):
+                tracked = _begin_in_registry(options, beginning, place, outer, resumes)
+                tracked.used = runs.use_noted(tracked.record, beginning, artifacts)
+                return tracked
+        except UnreachableError as error:
+            if outer is not None:
+                raise
+            give_back_connections()
+            place = replace(place, why=str(error))
+            vars(ln.context).update(context_before)
+    named = None if beginning.array else options.parent
+    if named is not None and len(named) != len(beginning.uid):
+        raise RecordError(
+            f"--lamin.parent {named}: {place.why.removesuffix('.')}, so the run cannot be "
+            "looked up. Give its whole uid."
+        )
+    return _begin_in_spool(beginning, place, resumes)
+
+
+def _end_what_has_begun(uid: str, error: BaseException) -> None:
+    """Close a run whose row was written before something ended its beginning."""
+    is_stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
+    with contextlib.suppress(Exception):
+        run = ln.Run.objects.filter(uid=uid).first()
+        record = ((run and run.extra_data) or {}).get(EXTRA_DATA_KEY, {})
+        if record.get("process") == ProcessIdentity.current().to_dict():
+            status = "aborted" if is_stopped else "errored"
+            runs.set_ending(run, status, datetime.now(timezone.utc))
+    os.environ.pop(RUN_UID_VARIABLE, None)
 
 
 def _begin_in_registry(
@@ -479,7 +532,7 @@ def _begin_in_spool(beginning: Beginning, place: Place, resumes: Any) -> Tracked
             "folder that can be written with --trainer.default_root_dir."
         ) from error
     runs.leave_context()
-    record = stand_in(uid, job) if resumes is None else stand_in_for(resumes)
+    record = stand_in(uid, job.notes) if resumes is None else stand_in_for(resumes)
     ln.context._run = record
     spooled.to_environment()
     when = "" if place.is_held else "when that returns, or later "
@@ -532,8 +585,10 @@ def _reopen(run: Any, slug: str, code: str) -> TrackedRun:
         for name in spool.names() if folder.name == run.uid else ():
             job = spool.look(spool.ready, name)
             if job is not None and job.action == "close":
+                if job.pin and not runs.log_path(run.uid).exists():
+                    shutil.copyfile(spool.pin_of(job), runs.log_path(run.uid))
                 spool.drop(name)
-                ends.append((folder, job))
+                ends.append((folder, replace(job, pin="", size_bytes=0, stamp="")))
     if run.transform.source_code and code != run.transform.source_code:
         console.warn(f"the code is not what run {run.uid} began with; its record keeps the first")
     ln.context._run, ln.context._transform = run, run.transform
@@ -542,16 +597,17 @@ def _reopen(run: Any, slug: str, code: str) -> TrackedRun:
 
 def _open_log(tracked: TrackedRun, command: str) -> RunLog | None:
     path = runs.log_path(tracked.uid)
-    earlier = ""
+    tracked.earlier_log = kept = path.read_text() if path.exists() else ""
+    reported = ""
     if tracked.record.report_id is not None:
         with contextlib.suppress(Exception):  # else it is put before this one in the end
-            earlier = Path(tracked.record.report.cache(is_run_input=False)).read_text() + "\n"
-    elif path.exists():
-        earlier = path.read_text() + "\n"
+            reported = Path(tracked.record.report.cache(is_run_input=False)).read_text()
+    if not kept.startswith(reported):  # that of an attempt whose end was not published yet
+        kept = f"{reported}\n{kept}" if kept else reported
     log = RunLog(path)
     header = f"run {tracked.uid} in {tracked.slug}\n$ {Path(sys.argv[0]).name} {command}\n"
     try:
-        log.open(earlier + header)
+        log.open(f"{kept}\n{header}" if kept else header)
     except OSError as error:
         console.warn(f"the run has no log: {error}")
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ import lightning.pytorch as pl
 from lamindb.integrations import lightning as ll
 
 from lamincli.callbacks.checkpoint import Checkpoint
+from lamincli.memory import KnownJob, remember_job
+from lamincli.process import job_id
+from lamincli.redaction import redact_argv
 from lamincli.tracking import adopt_from_parent
 
 
@@ -106,12 +110,17 @@ class SaveConfigCallback(ll.SaveConfigCallback):
 class Beginning(pl.Callback):
     """Know that training has begun, and only then publish the config of a run that goes on.
 
-    Apart from the callback that saves it, whose hooks users override.
+    Apart from the callback that saves it, whose hooks users override. A job that a scheduler may
+    start again remembers its run from here on.
+
+    Args:
+        run: Uid, instance and notes of the run, as `memory.KnownJob` holds them.
 
     Runs on: every rank; publishes on global rank zero only.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, run: tuple[str, str, dict[str, Any]]) -> None:
+        self._run = run
         self.is_set_up = False
         self.has_begun = False
 
@@ -125,6 +134,13 @@ class Beginning(pl.Callback):
         saver = config_saver(trainer)
         if saver is not None and saver.is_of_resumption and saver.local_path is not None:
             saver._save_config(trainer, saver.local_path)
+        job = job_id()
+        if job is not None and trainer.is_global_zero:
+            callbacks = [one for one in trainer.checkpoint_callbacks if isinstance(one, Checkpoint)]
+            folders = [str(one.dirpath) for one in callbacks if one.dirpath]
+            prefixes = {one.state_key: one._base_prefix(trainer) for one in callbacks}
+            known = KnownJob(*self._run, folders, prefixes)
+            remember_job(job, redact_argv(sys.argv[1:]), known)
 
 
 def _learn_features(trainer: Any, pl_module: pl.LightningModule) -> None:

@@ -5,6 +5,7 @@ take the same way here, so that they too leave a checkpoint. A second signal, or
 is trained, ends the job at once.
 """
 
+import math
 import os
 import signal
 import threading
@@ -149,7 +150,11 @@ class StopOnSignal(pl.Callback):
         Lightning has just put a handler of its own before ours, which broadcasts between ranks
         from within the signal handler and so hangs them; only its own SLURM requeue needs it.
         """
-        if self.signum is not None:  # it came too late for the loop before
+        # A loop within a fit is left as the fit is. Several ranks begin one together, and agree.
+        is_left_later = self._trainer is trainer or (
+            trainer.world_size > 1 and trainer.state.fn == TrainerFn.FITTING
+        )
+        if self.signum is not None and not is_left_later:  # it came too late for the loop before
             raise SystemExit(self.exit_code)
         self._trainer = trainer
         environment = trainer._accelerator_connector.cluster_environment
@@ -178,13 +183,13 @@ class StopOnSignal(pl.Callback):
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Likewise, and agree soon: these batches may be slower than those of the training.
 
-        Ranks may have different numbers of them, and then only agree after the last one.
+        Ranks may have different or unknown numbers of them, and then agree after the last one.
         """
         self._enter_loop(trainer)
         is_fit = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
         if is_fit and trainer.world_size > 1:
             number = sum(trainer.num_val_batches)
-            is_same = number == trainer.strategy.broadcast(number)
+            is_same = trainer.strategy.broadcast(number) == number < math.inf
             self._is_even = trainer.strategy.reduce_boolean_decision(is_same)
         self._check_after = 1
 

@@ -57,6 +57,49 @@ def test_every_rank_knows_the_run(shell, project, record):
         assert (project / f"rank{rank}").read_text().split("/")[-2] == run.uid
 
 
+@pytest.mark.parametrize(("devices", "rank"), [(1, 0), (2, 0), (2, 1)])
+def test_signal_in_the_batch_before_a_validation(shell, project, record, devices, rank):
+    """Lightning validates before it looks whether it shall stop."""
+    (project / "early.py").write_text(
+        "import os, signal\n"
+        "from lightning.pytorch.callbacks import Callback\n"
+        "class Early(Callback):\n"
+        "    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):\n"
+        f"        if trainer.global_rank == {rank} and batch_idx == 1:\n"
+        "            os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+    strategy = ["--trainer.strategy=ddp"] if devices == 2 else []
+    done = shell(*FIT, *strategy, f"--trainer.devices={devices}", "--trainer.val_check_interval=2",
+                 "--trainer.callbacks=early.Early")  # fmt: skip
+    assert done.returncode == 143, done.stderr
+    (run,) = record()
+    assert run.status == "aborted"
+    assert any(key.endswith(".ckpt") for key in run.outputs)
+
+
+def test_ranks_with_different_numbers_of_validation_batches(shell, project, record):
+    """Nothing may be agreed on within such a validation: it would hang."""
+    (project / "uneven.py").write_text(
+        "import os\n"
+        "from tests_models import TinyData\n"
+        "class Uneven(TinyData):\n"
+        "    def val_dataloader(self):\n"
+        "        number = 1 + 3 * int(os.environ.get('LOCAL_RANK', 0))\n"
+        "        return TinyData(size=4 * number).val_dataloader()\n"
+    )
+    (project / "train.py").write_text(
+        "from lamincli import LaminLightningCLI\n"
+        "from lamincli.callbacks import stop\n"
+        "stop._CHECK_EVERY_S = 0  # after every batch\n"
+        "LaminLightningCLI()\n"
+    )
+    words = [word for word in FIT if not word.startswith("--data")]
+    words += ["--data=uneven.Uneven", "--trainer.use_distributed_sampler=false"]
+    done = shell(*words, "--trainer.strategy=ddp", program=[sys.executable, "train.py"])
+    assert done.returncode == 0, done.stderr
+    assert [run.status for run in record()] == ["completed"]
+
+
 @pytest.mark.parametrize(
     ("name", "to"),
     [("SIGINT", "group"), ("SIGTERM", "zero"), ("SIGTERM", "one"), ("SIGTERM", "group")],

@@ -192,6 +192,37 @@ def test_doctor_closes_what_slurm_will_not_start_again(slurm, record):
     assert all(run.finished for run in record())
 
 
+def test_offline_job_goes_on_although_all_of_it_was_published_meanwhile(slurm, shell, record):
+    assert shell(*FIT[4:], SHORT, program=FIT[:4]).returncode == 0  # the instance
+    job = slurm.submit(srun(LONG, "--lamin.offline=true"), "--ntasks=1")
+    slurm.wait_for_output(job, "THIRD BATCH")
+    slurm.run("scontrol", "requeue", job)
+    slurm.wait_for(job, "PENDING")
+    assert slurm.run(*FIT[:4], "sync").returncode == 0
+    assert not list(Path().glob(".lamin_spool/*")), "nothing of the run is left on the nodes"
+    assert record()[-1].status == "scheduled"
+    slurm.start_now(job)
+    assert slurm.wait_for(job) == "COMPLETED", output(job)
+    assert slurm.run(*FIT[:4], "sync").returncode == 0
+    _, run = record()
+    assert run.status == "completed", output(job)
+    first, second = run.extra["lamin_train"]["attempts"]
+    assert (first["status"], second["status"]) == ("requeued", "completed")
+    assert second["checkpoint"]["step"] > 0
+    assert f"run {run.uid} goes on from" in output(job)
+
+
+def test_run_that_goes_on_in_a_job_is_not_taken_over(slurm, record):
+    job = slurm.submit(srun(LONG), "--ntasks=1")
+    slurm.wait_for_output(job, "THIRD BATCH")
+    done = slurm.run(*FIT[:4], "resume", "latest")
+    assert done.returncode == 2, done.stderr
+    assert f"goes on in SLURM job {job}" in done.stderr
+    slurm.run("scancel", job)
+    slurm.wait_for(job)
+    assert [run.status for run in record()] == ["aborted"]
+
+
 def test_cancelled_job_is_aborted_with_a_checkpoint(slurm, record):
     job = slurm.submit(srun(LONG), "--ntasks=1")
     slurm.wait_for_output(job, "THIRD BATCH")

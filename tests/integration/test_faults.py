@@ -106,6 +106,22 @@ def test_database_that_stays_away(postgres, shell, record, project):
     assert "nothing to publish" in shell("sync").stdout
 
 
+def test_mistake_in_a_resume_leaves_the_end_that_waits(postgres, shell, record, project):
+    """With its log, which the mistake had taken from it."""
+    environment = {"STOP_AT": "1", "STOP": postgres.command("stop")}
+    words = ["--trainer.callbacks=switch.Switch", "--lamin.patience_s=1"]
+    assert shell(*FIT, *words, **environment).returncode == 3
+    postgres.start()
+    done = shell("resume", "latest", "--trainer.devices=0")
+    assert done.returncode == 2, done.stderr
+    synced = shell("sync")
+    assert synced.returncode == 0, synced.stdout + synced.stderr
+    (run,) = record()
+    assert (run.status, len(run.extra["lamin_train"]["attempts"])) == ("completed", 1)
+    assert "cannot be reached" in run.log
+    assert "completed" in run.log
+
+
 # -- S3 that fails --------------------------------------------------------------------------------
 
 

@@ -233,6 +233,24 @@ def test_training_after_the_end_of_the_run_publishes_nothing(train, ln, project)
     assert ln.Artifact.filter().count() == before
 
 
+@pytest.mark.parametrize(
+    ("error", "status"), [(ValueError("no"), "errored"), (KeyboardInterrupt(), "aborted")]
+)
+def test_run_whose_beginning_is_ended_is_closed(train, last_run, ln, monkeypatch, error, status):
+    from lamincli.registry import runs
+
+    train("fit")
+    first = last_run()
+    with monkeypatch.context() as patch, pytest.raises(type(error)):
+        patch.setattr(runs, "use_noted", lambda *_: (_ for _ in ()).throw(error))
+        train("fit")
+    assert last_run() != first
+    assert (last_run().status, last_run().finished_at is not None) == (status, True)
+    assert ln.context.run is None
+    train("fit")
+    assert last_run().status == "completed"
+
+
 def test_run_that_its_scheduler_does_not_start_again_is_closed(train, last_run, ln):
     from lamincli.registry import runs
 
