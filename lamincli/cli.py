@@ -59,7 +59,13 @@ from lamincli.parser import (
     class_path_of,
     import_class,
 )
-from lamincli.process import DECIDED_VARIABLE, RUN_UID_VARIABLE, gives_back, is_restarted
+from lamincli.process import (
+    DECIDED_VARIABLE,
+    RUN_UID_VARIABLE,
+    gives_back,
+    is_restarted,
+    launched_size,
+)
 from lamincli.publisher import is_draining
 from lamincli.ranks import Failure, Ranks, leave_group_at_exit
 from lamincli.references import References, is_reference, references_in, started_here, walk
@@ -401,7 +407,10 @@ class LaminLightningCLI(LightningCLI):
                 f"The checkpoint does not fit {type(self.model).__name__}: {why}. Make the model "
                 "as it was when the checkpoint was saved, or name another checkpoint."
             )
-        if isinstance(error, MisconfigurationException) and self._made_trainer is None:
+        if self._made_trainer is None and (
+            isinstance(error, MisconfigurationException)
+            or (hasattr(self, "model") and _is_of_lightning(error))
+        ):
             error = UsageError(str(error))  # the trainer refused its arguments
         exits = getattr(getattr(self, "parser", None), "exit_on_error", True)
         if isinstance(error, LaminTrainError) and exits:
@@ -777,6 +786,11 @@ class LaminLightningCLI(LightningCLI):
         instance = option_in(words, "--lamin.instance")
         if (found := self._look_for_run(resumed, instance)) is None:
             return words
+        if self.subclass_mode_model and (program := found.program_with_classes()):
+            raise UsageError(
+                f"Run {found.run.uid} was started by {program}, which names the classes that it "
+                f"trains. Go on with it there: python {program} fit --lamin.resume={found.run.uid}"
+            )
         config = self._lamindb.ask(instance, lambda: found.config(self._references.away))
         return [words[0], "--config", config, *words[1:]] if config else words
 
@@ -1128,6 +1142,7 @@ class LaminLightningCLI(LightningCLI):
             self._begin()
         self._ranks.close()
         self._instantiate()
+        self._check_ranks()
         self._stop.take_over_requeue(self._made_trainer if self._publishes else None)
         if self._tracked is not None:
             from lamincli.registry.outages import give_back_connections
@@ -1135,6 +1150,20 @@ class LaminLightningCLI(LightningCLI):
             give_back_connections()
         self._ranks.wait_for_all(getattr(self._made_trainer, "world_size", 1))
         self._outlive_ranks()
+
+    def _check_ranks(self) -> None:
+        """Refuse processes of torchrun that would each train alone, and over each other's files."""
+        size, started = getattr(self._made_trainer, "world_size", 1), launched_size()
+        is_torchrun = "TORCHELASTIC_RUN_ID" in os.environ and self.subcommand in ("fit", None)
+        if not (self._publishes and is_torchrun and size == 1 < started):
+            return
+        if not self._ranks.is_zero:
+            raise SystemExit(UsageError.exit_code)  # rank zero says why
+        raise UsageError(
+            f"torchrun has started {started} processes, and each would train alone, with the same "
+            f"files. Let them train together: --trainer.devices {started} --trainer.strategy ddp "
+            "(the processes of a host, and --trainer.num_nodes the hosts)."
+        )
 
     def _instantiate(self) -> None:
         if not self._references.are_any:
@@ -1326,6 +1355,7 @@ class LaminLightningCLI(LightningCLI):
             is_script = program[-1].endswith(".py")
             words = ["fit", f"--lamin.resume={run}"] if is_script else ["resume", run]
             there = [f"--lamin.instance={self._tracked.slug}"] if elsewhere else []
+            there += ["--lamin.offline=true"] if self.is_offline else []
             ending.commands["continue it"] = [*program, *words, *there]
             return
         if arguments and "test_step" in vars(type(self.model)) and not self._lamin_options().then:
@@ -1343,6 +1373,13 @@ class LaminLightningCLI(LightningCLI):
             )
             connect = [f"{ENVIRONMENT_VARIABLE}={self._tracked.slug}"] if elsewhere else []
             ending.commands["load it"] = [*connect, "python", "-c", code]
+
+
+def _is_of_lightning(error: BaseException) -> bool:
+    """Tell whether Lightning itself has refused a value."""
+    last = list(traceback.walk_tb(error.__traceback__))[-1:]
+    names = [str(frame.f_globals.get("__name__")) for frame, _ in last]
+    return isinstance(error, (TypeError, ValueError)) and names[0].startswith("lightning.")
 
 
 def _exit_code(error: BaseException) -> int:

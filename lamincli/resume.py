@@ -94,6 +94,15 @@ class Resumption:
                 f"Run it in another folder, or remove {RUN_FILE.absolute()} to start a new run."
             )
 
+    def program_with_classes(self) -> str | None:
+        """Return the script that started the run, if only it knows the class of the model."""
+        from lamincli.features import EXTRA_DATA_KEY
+
+        record = self.run.extra_data[EXTRA_DATA_KEY]
+        model = (self.run.params or {}).get("model")
+        knows = not isinstance(model, dict) or "class_path" in model
+        return None if knows else Path((record.get("program") or {}).get("script", "")).name or None
+
     def config(self, away: str | None) -> str | None:
         """Return the local path of the run's config, if it has published one.
 

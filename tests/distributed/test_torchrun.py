@@ -1,5 +1,6 @@
 """torchrun, restarted and over several hosts: one run all the same."""
 
+import re
 import shlex
 import sys
 
@@ -72,6 +73,16 @@ def over_two_hosts():
             return codes, [open(f"host{i}").read() for i in (0, 1)]
 
         yield run
+
+
+def test_processes_that_would_each_train_alone_are_a_mistake(shell, project):
+    words = [word for word in FIT if not word.startswith(("--trainer.devices", "--trainer.strat"))]
+    words += ["--model=tests_models.TinyModel"]
+    done = shell(*words, program=[*TORCHRUN, "--standalone", "--nproc-per-node=2"])
+    text = done.stdout + done.stderr
+    assert text.count("torchrun has started 2 processes") == 1, text
+    assert set(re.findall(r"exitcode *: (\d+)", text)) == {"2"}, text
+    assert not list(project.rglob("*.ckpt"))
 
 
 def test_two_hosts_are_one_run(over_two_hosts, project, record):

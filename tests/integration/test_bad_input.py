@@ -234,3 +234,11 @@ def test_help_speaks_to_the_person_at_the_terminal(capsys):
                  "--lamin.features.run", "--lamin.run_uid_is_version", "--checkpoint.save_on_exception",
                  "Put the uid of the run into artifact keys"):  # fmt: skip
         assert text in out
+
+
+def test_value_that_the_trainer_refuses(train, last_run, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train("fit", "--trainer.devices=two")
+    err = capsys.readouterr().err
+    assert (stop.value.code, "devices" in err, "Traceback" in err) == (2, True, False)
+    assert last_run().status == "errored"

@@ -454,3 +454,21 @@ def test_end_that_waits_is_kept_by_a_mistake(train, last_run, capsys, ln):
     assert not folder.exists()
     run.refresh_from_db()
     assert run.status == "completed"
+
+
+def test_run_of_a_script_that_names_its_classes_is_sent_there(shell, project, record):
+    (project / "train.py").write_text(
+        "from tests_models import TinyData, TinyModel\n"
+        "from lamincli import LaminLightningCLI\n"
+        "LaminLightningCLI(TinyModel, TinyData)\n"
+    )
+    words = ["--trainer.max_epochs=1", "--trainer.accelerator=cpu"]
+    assert shell("fit", *words, program=[sys.executable, "train.py"]).returncode == 0
+    (run,) = record()
+    done = shell("resume", "latest")
+    assert done.returncode == 2, done.stderr
+    command = f"train.py fit --lamin.resume={run.uid}"
+    assert f"python {command}" in done.stderr
+    assert "Traceback" not in done.stderr
+    words = [*command.split()[1:], "--trainer.max_epochs=2"]
+    assert shell(*words, program=[sys.executable, "train.py"]).returncode == 0
