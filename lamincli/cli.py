@@ -34,6 +34,7 @@ from lightning.pytorch.cli import (
     LightningCLI,
     SaveConfigCallback,
 )
+from lightning.pytorch.trainer.connectors.signal_connector import _get_sigkill_signal
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -67,7 +68,7 @@ from lamincli.process import (
     launched_size,
 )
 from lamincli.publisher import is_draining
-from lamincli.ranks import Failure, Ranks, leave_group_at_exit
+from lamincli.ranks import Failure, Ranks, leave_group_at_exit, why_not_listening
 from lamincli.references import References, is_reference, references_in, started_here, walk
 from lamincli.resume import (
     AUTO,
@@ -413,10 +414,19 @@ class LaminLightningCLI(LightningCLI):
         ):
             error = UsageError(str(error))  # the trainer refused its arguments
         exits = getattr(getattr(self, "parser", None), "exit_on_error", True)
+        if self._ranks.is_zero and (why := why_not_listening(error)):
+            error = UsageError(why)
+        self._end_launched()
         if isinstance(error, LaminTrainError) and exits:
             console.fail(str(error))
             raise SystemExit(error.exit_code) from None
         raise error
+
+    def _end_launched(self) -> None:
+        """Leave no process behind that waits for this one, where Lightning has started others."""
+        launcher = getattr(getattr(self._made_trainer, "strategy", None), "launcher", None)
+        if self._ranks.is_zero and launcher is not None:
+            launcher.kill(_get_sigkill_signal())
 
     def _stop_by_signal(self, has_failed: bool) -> None:
         """Close the run by a signal, and let SLURM start the job again if it is to go on."""

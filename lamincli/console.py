@@ -143,7 +143,7 @@ def publishing() -> Iterator[Callable[[int, int], None]]:
     def show(files: int, bytes_: int) -> None:
         nonlocal most, task
         most = (max(most[0], files), max(most[1], bytes_))
-        if time.monotonic() - began_s < _SHOWN_AFTER_S:
+        if time.monotonic() - began_s < _SHOWN_AFTER_S or most[0] == 0:
             return
         if task is None:
             task = bar.add_task("", total=most[1], files="")

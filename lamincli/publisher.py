@@ -481,7 +481,8 @@ class Publisher:
         try:
             with console.publishing() as show:
                 while jobs := self._waiting():
-                    show(len(jobs), sum(job.size_bytes for job in jobs if job.action == "save"))
+                    files = [job.size_bytes for job in jobs if job.action == "save"]
+                    show(len(files), sum(files))
                     if not self._inline:
                         self._start()
                         time.sleep(0.02)
@@ -491,7 +492,7 @@ class Publisher:
                         break
                     if self._is_away(patience_s) or self._is_locked_out(began_s, patience_s):
                         break
-                show(len(jobs), 0)
+                show(0, 0)
         except KeyboardInterrupt:
             self._is_skipping = True
         finally:

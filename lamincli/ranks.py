@@ -310,6 +310,17 @@ def scope() -> str:
     return "/".join(["lamin-train", *(os.environ.get(name, "0") for name in names)])
 
 
+def why_not_listening(error: BaseException) -> str | None:
+    """Say that rank zero cannot listen where the others look for it, if an error says so."""
+    if not (isinstance(error, torch.distributed.DistNetworkError) and "listen" in str(error)):
+        return None
+    place = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+    return (
+        f"Rank zero cannot listen at {place}, where the other ranks look for it. Another program "
+        "has the port, or the address is not of this host. Choose another MASTER_PORT."
+    )
+
+
 @cache
 def leave_group_at_exit() -> None:
     """Let the threads of gloo end before the interpreter does, where all has gone well.
@@ -385,7 +396,7 @@ def _address() -> tuple[str, int] | None:
             return None
         LSFEnvironment()  # sets the variables
     port = os.environ["MASTER_PORT"]
-    if not port.isdigit():
+    if not (port.isdigit() and 0 < int(port) < 65_536):
         raise UsageError(f"MASTER_PORT is {port!r}, and no port. Set it to a number, as in 29500.")
     return os.environ["MASTER_ADDR"], int(port)
 
@@ -403,11 +414,7 @@ def _store_at(address: tuple[str, int]) -> TCPStore:
         try:
             return TCPStore(*address, is_master=True, wait_for_workers=False, multi_tenant=True)
         except RuntimeError as error:
-            raise UsageError(
-                f"Rank zero cannot listen at {address[0]}:{address[1]}, where the other ranks look "
-                f"for it: {str(error).splitlines()[0]} Set MASTER_ADDR to this host, and "
-                "MASTER_PORT to a free port."
-            ) from error
+            raise UsageError(why_not_listening(error) or str(error)) from error
     until_s = time.monotonic() + _STORE_APPEARS_WITHIN_S
     while not _is_reachable(address):
         if time.monotonic() > until_s:
@@ -429,14 +436,24 @@ def _store_in_reach(wait_s: float = 0.0) -> TCPStore | None:
             if time.monotonic() >= until_s:
                 return None
             time.sleep(0.1)
-        return TCPStore(
-            *address,
-            is_master=False,
-            wait_for_workers=False,
-            timeout=timedelta(seconds=_STORE_ANSWERS_WITHIN_S),
-        )
-    except (RuntimeError, UsageError):  # of torch.distributed; of a variable that is no address
+        return _connected(address)
+    except UsageError:  # a variable that is no address
         return None
+
+
+def _connected(address: tuple[str, int]) -> TCPStore | None:
+    """Connect a store; `None` where something else listens there, which may never answer."""
+    found: list[TCPStore] = []
+    limit = timedelta(seconds=_STORE_ANSWERS_WITHIN_S)
+
+    def connect() -> None:
+        with suppress(RuntimeError):  # of torch.distributed
+            found.append(TCPStore(*address, wait_for_workers=False, timeout=limit))
+
+    thread = threading.Thread(target=connect, name="lamin-train-store", daemon=True)
+    thread.start()
+    thread.join(_STORE_ANSWERS_WITHIN_S)
+    return found[0] if found else None
 
 
 @cache

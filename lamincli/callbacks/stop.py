@@ -23,6 +23,7 @@ from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import get_worker_info
 
+from lamincli import console
 from lamincli.publisher import skip_waiting
 
 _DEFAULTS: dict[str, Any] = {
@@ -227,6 +228,8 @@ class StopOnSignal(pl.Callback):
         self._batches, self._checked_s = 0, now_s
         if stopped and self.signum is None:
             self.signum, self._is_of_others = signal.SIGTERM, True
+            if trainer.is_global_zero:
+                console.warn("another rank was told to stop: stopping after this batch")
         if stopped:
             self._leave_loops(trainer)
 

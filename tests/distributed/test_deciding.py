@@ -127,13 +127,34 @@ def test_rank_that_starts_late_hears_of_the_mistake(start):
     assert zero.ends()[0] == 2
 
 
-@pytest.mark.parametrize("port", ["taken", "http"])
+def test_taken_port_ends_what_lightning_has_started(shell, record):
+    """A listener that never answers, as torch's client would wait for it for half an hour."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        done = shell(*FIT, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    assert done.returncode == 2, done.stderr
+    assert f"cannot listen at 127.0.0.1:{port}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not [p for p in psutil.process_iter() if f"MASTER_PORT={port}" in environment_of(p)]
+    assert [run.status for run in record()] == ["errored"]
+
+
+def environment_of(process):
+    try:
+        return [f"{name}={value}" for name, value in process.environ().items()]
+    except psutil.Error:
+        return []
+
+
+@pytest.mark.parametrize("port", ["taken", "http", "99999"])
 def test_address_that_cannot_be_used(start, port, project):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
-        why = "no port" if port == "http" else "cannot listen at 127.0.0.1"
-        port = port if port == "http" else str(other.getsockname()[1])
+        why = "cannot listen at 127.0.0.1" if port == "taken" else "no port"
+        port = str(other.getsockname()[1]) if port == "taken" else port
         code, output = start(0, *FIT, MASTER_PORT=port).ends()
     assert code == 2, output
     assert output.count(why) == 1
