@@ -20,6 +20,7 @@ for name in [name for name in os.environ if name.startswith(("LAMIN", "PL_", "SL
 os.environ["HOME"] = str(HOME)
 os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # the models, for processes we start
 os.environ["COLUMNS"] = "200"
+os.environ["PYTHONFAULTHANDLER"] = "1"  # where a process that aborts was
 sys.path.insert(0, str(Path(__file__).parent))
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background; processes inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
