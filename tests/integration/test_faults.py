@@ -5,6 +5,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -147,9 +148,11 @@ def test_bucket_that_is_gone(train, s3, last_run, ln):
     client = boto3.client("s3", endpoint_url=url)
 
     def empty():
-        for item in client.list_objects(Bucket="bucket").get("Contents", []):
-            client.delete_object(Bucket="bucket", Key=item["Key"])
-        client.delete_bucket(Bucket="bucket")
+        while client.list_buckets()["Buckets"]:
+            for item in client.list_objects(Bucket="bucket").get("Contents", []):
+                client.delete_object(Bucket="bucket", Key=item["Key"])
+            with suppress(client.exceptions.ClientError):  # the publisher put one meanwhile
+                client.delete_bucket(Bucket="bucket")
 
     cli = train("fit", "--trainer.max_epochs=4", "--checkpoint.save_top_k=-1",
                 trainer_defaults={"callbacks": [At(epoch_1=empty)]})  # fmt: skip
