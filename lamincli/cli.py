@@ -722,7 +722,9 @@ class LaminLightningCLI(LightningCLI):
     def _note_offline(self, words: Any) -> None:
         """Know before parsing whether configs may be looked up in LaminDB."""
         typed = option_in(words, "--lamin.offline") if isinstance(words, list) else None
-        self._lamindb.is_offline |= str(typed).lower() in ("true", "yes")
+        if typed is not None:
+            is_bare = typed == "" or typed.startswith("-")
+            self._lamindb.is_offline |= is_bare or typed.lower() in ("true", "yes")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, with configs that lie in LaminDB in the place of their references."""
@@ -969,6 +971,8 @@ class LaminLightningCLI(LightningCLI):
         # Not in add_arguments_to_parser, which projects override without calling super().
         parser.add_class_arguments(LaminOptions, "lamin")
         parser.add_class_arguments(CheckpointOptions, "checkpoint")
+        offline = parser._option_string_actions["--lamin.offline"]
+        offline.nargs, offline.const = "?", True  # also without a value
         try:
             super()._add_arguments(parser)
         except ValueError as error:
@@ -1365,7 +1369,7 @@ class LaminLightningCLI(LightningCLI):
             is_script = program[-1].endswith(".py")
             words = ["fit", f"--lamin.resume={run}"] if is_script else ["resume", run]
             there = [f"--lamin.instance={self._tracked.slug}"] if elsewhere else []
-            there += ["--lamin.offline=true"] if self.is_offline else []
+            there += ["--lamin.offline"] if self.is_offline else []
             ending.commands["continue it"] = [*program, *words, *there]
             return
         if arguments and "test_step" in vars(type(self.model)) and not self._lamin_options().then:

@@ -128,7 +128,8 @@ def find(word: str, slug: str, of_folder: bool = True) -> Resumption | None:
     """Find the run to go on with, and its last checkpoint.
 
     Args:
-        word: The uid of a run, a prefix of one, ``latest``, or ``auto`` for the run of this job.
+        word: The uid of a run, a prefix of one, ``latest`` for the latest training of this user, or
+            ``auto`` for the run of this job.
         slug: The connected instance.
         of_folder: Let ``auto`` take the last run of this folder where the job has none.
 
@@ -142,6 +143,8 @@ def find(word: str, slug: str, of_folder: bool = True) -> Resumption | None:
     import lamindb as ln
 
     runs = ln.Run.objects
+    if word == LATEST:  # never that of a colleague, whose record it would change
+        runs = runs.filter(created_by__uid=ln.setup.settings.user.uid)
     begin_what_waits(slug)
     run = _of_this_job(runs, slug, of_folder) if word == AUTO else find_run(word, runs, slug)
     return run and _with_checkpoint(run, is_auto=word == AUTO)

@@ -171,11 +171,11 @@ def test_doctor_closes_what_slurm_will_not_start_again(slurm, record):
     """A job that is cancelled while it waits to go on, and an array that never begins whole."""
     waits = slurm.submit(srun(LONG), "--ntasks=1")
     array = slurm.submit(srun("--lamin.parent=array", SHORT), "--ntasks=1", "--array=1-2%1")
+    slurm.run("scontrol", "hold", f"{array}_2")
     slurm.wait_for_output(waits, "THIRD BATCH")
     slurm.run("scontrol", "requeue", waits)
     slurm.wait_for(waits, "PENDING")
     slurm.wait_for(f"{array}_1")
-    slurm.run("scontrol", "hold", f"{array}_2")
     doctor = [*FIT[:4], "doctor"]
     statuses = {"scheduled": "aborted", "completed": "completed", "started": "aborted"}
     before = {run.uid: run.status for run in record()}

@@ -317,7 +317,7 @@ def test_resume_while_it_is_away(shell, record, project):
     epochs = ["--trainer.max_epochs=2", "--checkpoint.every_n_train_steps=1"]
     assert shell(*OFFLINE, *epochs, "--model.at=raise").returncode == 1
     uid = spool_of(project).name
-    done = shell("resume", uid[:6], "--model.at=", "--lamin.offline=true")
+    done = shell("resume", uid[:6], "--model.at=", "--lamin.offline")
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"run {uid} goes on from" in done.stdout
     assert spool_of(project).name == uid
@@ -349,7 +349,7 @@ def test_references_from_memory(shell, record, project):
     (first,) = record()
     best = f"lamin:run/{first.uid}/last"
     test = ["test", *FIT[1:], f"--ckpt_path={best}"]
-    done = shell(*test, "--lamin.offline=true")
+    done = shell(*test, "--lamin.offline")
     assert done.returncode == 2
     assert "has not used the reference before" in done.stderr
     assert not (project / ".lamin_spool").exists()

@@ -106,6 +106,22 @@ def test_attempts_are_listed(train, last_run, monkeypatch):
     assert cli.trainer.current_epoch == 3
 
 
+def test_latest_is_none_of_a_colleague(train, last_run, ln):
+    """Who resumes it would change the record of somebody else."""
+    mine = train("fit", "--trainer.max_epochs=1", **NOISY).lamin_run
+    theirs = train("fit", "--trainer.max_epochs=1", **NOISY).lamin_run
+    theirs.created_by = ln.User(uid="colleag1", handle="colleague").save()
+    theirs.save()
+    train("fit", "--lamin.resume=latest", "--trainer.max_epochs=2", **NOISY)
+    mine.refresh_from_db()
+    assert len(mine.extra_data["lamin_train"]["attempts"]) == 2
+    theirs.refresh_from_db()
+    assert len(theirs.extra_data["lamin_train"]["attempts"]) == 1
+    train("fit", f"--lamin.resume={theirs.uid}", "--trainer.max_epochs=2", **NOISY)
+    theirs.refresh_from_db()
+    assert len(theirs.extra_data["lamin_train"]["attempts"]) == 2, "by its uid, knowingly"
+
+
 def test_overrides_win_over_the_config(train, last_run):
     train("fit", "--trainer.max_epochs=1", "--model.learning_rate=0.05")
     run = last_run()
