@@ -399,6 +399,14 @@ class LaminLightningCLI(LightningCLI):
             wanted = error.code in (None, 0)
             self.finish("completed" if wanted else "errored", None if wanted else error)
             raise error
+        if self._made_trainer is None and (
+            isinstance(error, MisconfigurationException)
+            or (hasattr(self, "model") and _is_of_lightning(error))
+        ):
+            error = UsageError(str(error))  # the trainer refused its arguments
+            if self._tracked is not None:
+                self._tracked.take_back(with_new=True)
+                forget(self._tracked.uid)
         if (why := checkpoint_file.why_misfit(error)) and self._tracked is not None:
             self._tracked.take_back()
         self._note_of_ranks(lost)
@@ -408,11 +416,6 @@ class LaminLightningCLI(LightningCLI):
                 f"The checkpoint does not fit {type(self.model).__name__}: {why}. Make the model "
                 "as it was when the checkpoint was saved, or name another checkpoint."
             )
-        if self._made_trainer is None and (
-            isinstance(error, MisconfigurationException)
-            or (hasattr(self, "model") and _is_of_lightning(error))
-        ):
-            error = UsageError(str(error))  # the trainer refused its arguments
         exits = getattr(getattr(self, "parser", None), "exit_on_error", True)
         if self._ranks.is_zero and (why := why_not_listening(error)):
             error = UsageError(why)

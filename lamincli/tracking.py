@@ -240,9 +240,16 @@ class TrackedRun:
             self._try("given its log", lambda: runs.save_report(self.record))
         self._let_go()
 
-    def take_back(self) -> None:
-        """Leave a run that was to go on as it was, for a mistake was found before it did."""
-        if self._is_finished or not (self.before or self.is_attempt):
+    def take_back(self, with_new: bool = False) -> None:
+        """Undo the beginning of this run, for nothing will come of it.
+
+        Args:
+            with_new: Remove a new run too. Else only one that was to go on is left as it was.
+        """
+        is_new = not (self.before or self.is_attempt)
+        if self._is_finished or not self.owned:
+            return
+        if is_new and (not with_new or arrays.is_task(self.record)):  # an array counts its tasks
             return
         self._is_finished = True
         if self.log is not None:
@@ -252,7 +259,10 @@ class TrackedRun:
                     self.log.path.write_text(self.earlier_log)
                 else:
                     self.log.path.unlink(missing_ok=True)
-        if self.spooled is not None:
+        if is_new:
+            spool = self.spooled and Spool(Path(self.spooled.folder))
+            self._try("removed", spool.discard if spool else partial(runs.remove, self.record))
+        elif self.spooled is not None:
             self._try("left as it was", partial(_forget_last_beginning, self.spooled))
         else:
             vars(self.record).update(self.before)

@@ -23,6 +23,7 @@ from typing import Any
 
 import lamindb as ln
 from django.db import Error, connection, transaction
+from django.db.models import Model
 from django.db.models.signals import pre_save
 from filelock import FileLock
 from lamindb.base.types import RUN_STATUS_TO_CODE
@@ -524,6 +525,14 @@ def set_ending(run: Any, status: str, finished_at: datetime) -> None:
         run.extra_data = {**run.extra_data, EXTRA_DATA_KEY: record}
     run.save()
     arrays.settle(run)
+
+
+def remove(run: Any) -> None:
+    """Remove a run of which nothing has come. Its code and environment may be those of others.
+
+    Durability: committed on return.
+    """
+    Model.delete(run)  # lamindb's would start a process that looks for artifacts to remove
 
 
 def _stored(metrics: Mapping[str, float], features: Any) -> dict[Any, Any]:

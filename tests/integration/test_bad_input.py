@@ -236,9 +236,10 @@ def test_help_speaks_to_the_person_at_the_terminal(capsys):
         assert text in out
 
 
-def test_value_that_the_trainer_refuses(train, last_run, capsys):
-    with pytest.raises(SystemExit) as stop:
-        train("fit", "--trainer.devices=two")
-    err = capsys.readouterr().err
-    assert (stop.value.code, "devices" in err, "Traceback" in err) == (2, True, False)
-    assert last_run().status == "errored"
+@pytest.mark.parametrize("words", [[], ["--lamin.offline"], ["--lamin.resume=auto"]])
+def test_value_that_the_trainer_refuses(refused, train, ln, project, words):
+    """The run has begun by then, and would be the latest one."""
+    assert "devices" in refused("fit", "--trainer.devices=two", *words)
+    assert ln.context.run is None
+    assert not [path for path in project.iterdir() if path.name.startswith(".lamin_")]
+    assert train("fit").lamin_run.status == "completed"
