@@ -379,6 +379,12 @@ class LaminLightningCLI(LightningCLI):
 
     def _end_by(self, error: BaseException) -> NoReturn:
         """Close the run by what ended the job, and end the program as its user expects."""
+        is_refused = self._made_trainer is None and (
+            isinstance(error, MisconfigurationException)
+            or (hasattr(self, "model") and _is_of_lightning(error))
+        )
+        if is_refused:
+            error = UsageError(str(error))  # the trainer refused its arguments
         self._ranks.end(_exit_code(error))
         if not self._ranks.is_zero and self._ranks.leave(self._failure(error)):
             self._resources.close()
@@ -399,13 +405,9 @@ class LaminLightningCLI(LightningCLI):
             wanted = error.code in (None, 0)
             self.finish("completed" if wanted else "errored", None if wanted else error)
             raise error
-        if self._made_trainer is None and (
-            isinstance(error, MisconfigurationException)
-            or (hasattr(self, "model") and _is_of_lightning(error))
-        ):
-            error = UsageError(str(error))  # the trainer refused its arguments
-            if self._tracked is not None:
-                self._tracked.take_back(with_new=True)
+        if is_refused and self._tracked is not None:
+            self._tracked.take_back(with_new=True)
+            if self._resumption is None:
                 forget(self._tracked.uid)
         if (why := checkpoint_file.why_misfit(error)) and self._tracked is not None:
             self._tracked.take_back()

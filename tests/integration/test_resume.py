@@ -236,9 +236,11 @@ def test_auto_starts_goes_on_and_starts_anew(shell, record, project):
     auto = [*FIT, "--lamin.resume=auto"]
     assert shell(*auto, STOP_AT="9").returncode == 1
     note = json.loads((project / ".lamin_run.json").read_text())
+    assert shell(*auto, "--trainer.devices=two").returncode == 2, "a mistake in between"
     assert shell(*auto).returncode == 0
     (run,) = record()
     assert (run.uid, run.status) == (note["run"], "completed")
+    assert len(run.extra["lamin_train"]["attempts"]) == 2
     assert not (project / ".lamin_run.json").exists()
     assert shell(*auto).returncode == 0
     assert len(record()) == 2
