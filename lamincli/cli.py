@@ -1159,9 +1159,9 @@ class LaminLightningCLI(LightningCLI):
         """
         with isolate_rng(include_cuda=False):
             self._begin()
-        self._ranks.close()
         self._instantiate()
         self._check_ranks()
+        self._ranks.close()
         self._stop.take_over_requeue(self._made_trainer if self._publishes else None)
         if self._tracked is not None:
             from lamincli.registry.outages import give_back_connections

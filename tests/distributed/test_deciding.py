@@ -102,17 +102,22 @@ MISSING = "--lamin.features.run.no_such_feature=1"
 
 
 @pytest.mark.parametrize("launcher", ["by hand", "torchrun"])
-def test_mistake_ends_every_rank_with_one_message(both, shell, record, launcher):
+@pytest.mark.parametrize(
+    ("mistake", "why"),
+    [(MISSING, "no_such_feature not in"), ("--trainer.devices=two", "should be an int > 0")],
+    ids=["before the run", "after it"],
+)
+def test_mistake_ends_every_rank_with_one_message(both, shell, record, launcher, mistake, why):
     assert shell("fit", "--trainer.fast_dev_run=true", *FIT[1:3]).returncode == 0
     if launcher == "by hand":
-        codes, outputs = both(*FIT, MISSING)
+        codes, outputs = both(*FIT, mistake)
         assert codes == [2, 2], outputs
         text = "".join(outputs)
     else:
-        done = shell(*FIT, MISSING, program=[sys.executable, *TORCHRUN])
+        done = shell(*FIT, mistake, program=[sys.executable, *TORCHRUN])
         text = done.stdout + done.stderr
         assert set(re.findall(r"exitcode *: (\d+)", text)) == {"2"}
-    assert text.count("no_such_feature not in") == 1
+    assert text.count(why) == 1, text
     assert "Traceback" not in text.partition("ChildFailedError")[0].rpartition("W1")[0]
     assert record() == []
 
