@@ -63,6 +63,7 @@ from lamincli.parser import (
 from lamincli.process import (
     DECIDED_VARIABLE,
     RUN_UID_VARIABLE,
+    end_fit,
     gives_back,
     is_restarted,
     launched_size,
@@ -260,6 +261,8 @@ class LaminLightningCLI(LightningCLI):
             if status == "completed":
                 forget(self._tracked.uid)
             self._publish_no_more()
+        if self._publishes and self.subcommand == "fit" and not self._closed.is_set():
+            end_fit()
         self._closed.set()
         self._resources.close()
 
@@ -405,10 +408,8 @@ class LaminLightningCLI(LightningCLI):
             wanted = error.code in (None, 0)
             self.finish("completed" if wanted else "errored", None if wanted else error)
             raise error
-        if is_refused and self._tracked is not None:
-            self._tracked.take_back(with_new=True)
-            if self._resumption is None:
-                forget(self._tracked.uid)
+        if is_refused:
+            self._take_back()
         if (why := checkpoint_file.why_misfit(error)) and self._tracked is not None:
             self._tracked.take_back()
         self._note_of_ranks(lost)
@@ -427,6 +428,13 @@ class LaminLightningCLI(LightningCLI):
             raise SystemExit(error.exit_code) from None
         raise error
 
+    def _take_back(self) -> None:
+        """Leave no run of a mistake that was found after it had begun."""
+        if self._tracked is not None:
+            self._tracked.take_back(with_new=True)
+            if self._resumption is None:
+                forget(self._tracked.uid)
+
     def _end_launched(self) -> None:
         """Leave no process behind that waits for this one, where Lightning has started others."""
         launcher = getattr(getattr(self._made_trainer, "strategy", None), "launcher", None)
@@ -435,7 +443,8 @@ class LaminLightningCLI(LightningCLI):
 
     def _stop_by_signal(self, has_failed: bool) -> None:
         """Close the run by a signal, and let SLURM start the job again if it is to go on."""
-        goes_on = self._ranks.is_zero and self._publishes and not has_failed
+        is_fit = self._publishes and self.subcommand == "fit"
+        goes_on = self._ranks.is_zero and is_fit and not has_failed
         state = slurm.state() if goes_on else None
         if state is None:
             self.finish("errored" if has_failed else "aborted")
@@ -729,7 +738,7 @@ class LaminLightningCLI(LightningCLI):
         typed = option_in(words, "--lamin.offline") if isinstance(words, list) else None
         if typed is not None:
             is_bare = typed == "" or typed.startswith("-")
-            self._lamindb.is_offline |= is_bare or typed.lower() in ("true", "yes")
+            self._lamindb.is_offline |= is_bare or typed.lower() in ("true", "yes", "on")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, with configs that lie in LaminDB in the place of their references."""
@@ -1162,7 +1171,8 @@ class LaminLightningCLI(LightningCLI):
         self._instantiate()
         self._check_ranks()
         self._ranks.close()
-        self._stop.take_over_requeue(self._made_trainer if self._publishes else None)
+        goes_on = self._publishes and self.subcommand == "fit"
+        self._stop.take_over_requeue(self._made_trainer if goes_on else None)
         if self._tracked is not None:
             from lamincli.registry.outages import give_back_connections
 
@@ -1178,6 +1188,7 @@ class LaminLightningCLI(LightningCLI):
             return
         if not self._ranks.is_zero:
             raise SystemExit(UsageError.exit_code)  # rank zero says why
+        self._take_back()
         raise UsageError(
             f"torchrun has started {started} processes, and each would train alone, with the same "
             f"files. Let them train together: --trainer.devices {started} --trainer.strategy ddp "

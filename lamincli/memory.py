@@ -71,29 +71,31 @@ def recall(slug: str, text: str) -> Remembered | None:
         return None
 
 
-def remember_job(job: str, command: str, known: KnownJob) -> None:
+def remember_job(job: str, command: str, fit_number: int, known: KnownJob) -> None:
     """Keep which run a command of a job has trained.
 
     Args:
         job: As `process.job_id` names it.
         command: The words, without secrets: a job may train several models in turn.
+        fit_number: As `process.fit_number` gives it: so may a command.
         known: What is known of the run.
     """
-    _write(_place("jobs", job, command), asdict(known))
+    _write(_place("jobs", job, f"{fit_number} {command}"), asdict(known))
 
 
-def recall_job(job: str, command: str) -> KnownJob | None:
+def recall_job(job: str, command: str, fit_number: int) -> KnownJob | None:
     """Return what is known of the run that a command of a job has trained."""
     try:
-        return KnownJob(**json.loads(_place("jobs", job, command).read_text()))
+        place = _place("jobs", job, f"{fit_number} {command}")
+        return KnownJob(**json.loads(place.read_text()))
     except (OSError, ValueError, TypeError):
         return None
 
 
-def forget_job(job: str, command: str) -> None:
+def forget_job(job: str, command: str, fit_number: int) -> None:
     """Forget it, for the run is complete."""
     with contextlib.suppress(OSError):
-        _place("jobs", job, command).unlink(missing_ok=True)
+        _place("jobs", job, f"{fit_number} {command}").unlink(missing_ok=True)
 
 
 def _write(place: Path, content: dict[str, Any]) -> None:

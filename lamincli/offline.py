@@ -100,9 +100,13 @@ def is_stand_in(run: Any) -> bool:
 
 
 def spools_of_runs() -> dict[str, Path]:
-    """Return the spools of this user on this machine, and those below here, by their runs."""
+    """Return the spools of this user on this machine, and those below here, by their runs.
+
+    That of a colleague in a shared folder is not this user's to go on with.
+    """
     folders = (*known_spools(), *spools_below(Path.cwd()))
-    return {folder.name: Path(os.path.abspath(folder)) for folder in folders}
+    ours = (folder for folder in folders if os.access(folder, os.W_OK))
+    return {folder.name: Path(os.path.abspath(folder)) for folder in ours}
 
 
 def beginning_in(folder: Path) -> Job | None:

@@ -128,6 +128,20 @@ def job_id() -> str | None:
     return None if run is None else f"torchrun:{run}"
 
 
+_fits_ended = 0
+
+
+def fit_number() -> int:
+    """Return which fit of this process this is, from 0: a script may train several in turn."""
+    return _fits_ended
+
+
+def end_fit() -> None:
+    """Let the next fit of this process be another one."""
+    global _fits_ended
+    _fits_ended += 1
+
+
 def is_restarted() -> bool:
     """Tell whether SLURM or torchrun has started this job before."""
     counts = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")

@@ -32,6 +32,7 @@ _LIGHT_BYTES = 1 << 20
 _QUIET_S = 0.05
 _LONGEST_REST_S = 30.0
 _AGAIN_S = 0.5
+_LEAVES_WITHIN_S = 10.0
 _IDLE_S = 5.0
 """How long a connection to the registry is kept for the next job."""
 PATIENCE_S = 60.0
@@ -505,10 +506,21 @@ class Publisher:
         self._is_skipping = True
 
     def leave(self, job: Job, file: Path | None = None) -> None:
-        """Spool a job for `sync`, without trying to publish it now."""
+        """Spool a job for `sync`, without trying to publish it now.
+
+        Raises:
+            OSError: The disk is full, or `sync` has the spool and does not come to its end.
+        """
+        until_s = time.monotonic() + _LEAVES_WITHIN_S
         with self._adding:
             self._unsaved.append((job, file, None, None))
-            self._spool_unsaved()
+            while self._unsaved:
+                try:
+                    self._spool_unsaved()
+                except BlockingIOError:
+                    if time.monotonic() > until_s:
+                        raise
+                    time.sleep(0.1)
         self._given_up = True
         self.close()
 

@@ -337,7 +337,7 @@ def find_run(word: str, runs: Any, slug: str, text: str = "") -> Any:
         )
         trainings = trainings.exclude(**{f"{record}__has_key": "reproduces"})
         if (latest := trainings.order_by("-started_at").first()) is None:
-            raise LaminReferenceError(f"{text}: there is no such training in {slug} yet.")
+            raise LaminReferenceError(f"{text}: there is no training in {slug} yet.")
         return latest
     if (whole := runs.filter(uid=word).first()) is not None:
         return whole

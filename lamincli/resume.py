@@ -6,7 +6,7 @@ LaminDB. The one of the latest step is taken; one that is torn is passed over.
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -18,7 +18,7 @@ from lamincli import checkpoint_file, console, slurm
 from lamincli.errors import LaminReferenceError, UnreachableError, UsageError, first_line
 from lamincli.memory import KnownJob, forget_job, recall_job
 from lamincli.offline import beginning_in, is_stand_in, spools_of_runs, stand_in
-from lamincli.process import ProcessIdentity, is_restarted, job_id
+from lamincli.process import ProcessIdentity, fit_number, is_restarted, job_id
 from lamincli.redaction import redact_argv
 from lamincli.references import LATEST, References, find_run, is_here, known_file
 from lamincli.spool import Job, Spool
@@ -146,7 +146,10 @@ def find(word: str, slug: str, of_folder: bool = True) -> Resumption | None:
     if word == LATEST:  # never that of a colleague, whose record it would change
         runs = runs.filter(created_by__uid=ln.setup.settings.user.uid)
     begin_what_waits(slug)
-    run = _of_this_job(runs, slug, of_folder) if word == AUTO else find_run(word, runs, slug)
+    if word == AUTO:
+        run = _of_this_job(runs, slug, of_folder)
+    else:
+        run = find_run(word, runs, slug, f"{LATEST} of this user" if word == LATEST else "")
     return run and _with_checkpoint(run, is_auto=word == AUTO)
 
 
@@ -170,10 +173,14 @@ def find_in_spools(word: str, slug: str, of_folder: bool = True) -> Resumption |
     began = {uid: beginning_in(folder) for uid, folder in spools.items()}
     if word == AUTO:
         noted = [_noted_in_folder()[0]] if of_folder and RUN_FILE.exists() else []
-        this = (job_id(), redact_argv(sys.argv[1:]))
-        made_by = {u: (b.notes["record"]["job"], b.notes["command"]) for u, b in began.items() if b}
-        of_job = [uid for uid, job in made_by.items() if job[0] is not None and job == this]
-        known = recall_job(this[0], this[1]) if this[0] is not None else None
+        job, words = job_id(), redact_argv(sys.argv[1:])
+        records = {uid: begin.notes for uid, begin in began.items() if begin is not None}
+        of_job = [
+            uid for uid, notes in records.items()
+            if job is not None and _is_of_this_fit(notes["record"], job)
+            and notes["command"] == words
+        ]  # fmt: skip
+        known = None if job is None else recall_job(job, words, fit_number())
         found = of_job[-1:] or noted
         if not of_job and known is not None and known.instance == slug:
             return _with_checkpoint(stand_in(known.run, known.notes), is_auto=True, known=known)
@@ -235,8 +242,8 @@ def begin_what_waits(slug: str) -> None:
             vars(ln.context).update(before)
 
 
-def _with_checkpoint(run: Any, is_auto: bool, known: KnownJob | None = None) -> Resumption:
-    """Find the last complete checkpoint of a run."""
+def _with_checkpoint(run: Any, is_auto: bool, known: KnownJob | None = None) -> Resumption | None:
+    """Find the last complete checkpoint of a run; `None` for a complete run that has none."""
     _check(run)
     checkpoints = _checkpoints(run, known.folders if known else ())
     prefixes = {one.callback: one.prefix for one in checkpoints if one.callback}
@@ -267,6 +274,8 @@ def _with_checkpoint(run: Any, is_auto: bool, known: KnownJob | None = None) -> 
             f"Run {run.uid} cannot go on. {nowhere} If another machine has one, run lamin-train "
             f"sync there. To start anew: lamin-train fit --config lamin:run/{run.uid}/config"
         )
+    if run.status == "completed":
+        return None
     console.warn(f"run {run.uid} goes on from its beginning. {nowhere}")
     return found
 
@@ -282,7 +291,7 @@ def remember(run_uid: str, slug: str) -> None:
 def forget(run_uid: str) -> None:
     """Forget the run of this folder and job, for it is complete."""
     if (job := job_id()) is not None:
-        forget_job(job, redact_argv(sys.argv[1:]))
+        forget_job(job, redact_argv(sys.argv[1:]), fit_number())
     try:
         if json.loads(RUN_FILE.read_text()).get("run") == run_uid:
             RUN_FILE.unlink()
@@ -303,11 +312,12 @@ def _of_this_job(runs: Any, slug: str, of_folder: bool) -> Any:
     words = redact_argv(sys.argv[1:])
     if job is not None:
         # The column has an index; the JSON, which every run would have to be read for, decides.
-        of_job = runs.filter(reference=job_reference(job))
-        of_job = of_job.filter(**{f"extra_data__{EXTRA_DATA_KEY}__job": job}).order_by("-id")
-        run = of_job.filter(**{f"extra_data__{EXTRA_DATA_KEY}__command": words}).first()
-        if run is None and not is_repeated:
-            run = of_job.first()
+        of_job = runs.filter(reference=job_reference(job)).order_by("-id")
+        records = [(run, (run.extra_data or {}).get(EXTRA_DATA_KEY, {})) for run in of_job]
+        records = [(run, record) for run, record in records if _is_of_this_fit(record, job)]
+        same = [run for run, record in records if record.get("command") == words]
+        others = [] if is_repeated else [run for run, _ in records]
+        run = next(iter(same + others), None)
     if run is None and of_folder and RUN_FILE.exists():
         uid, instance = _noted_in_folder()
         run = runs.filter(uid=uid).first() if instance == slug else None
@@ -319,7 +329,15 @@ def _of_this_job(runs: Any, slug: str, of_folder: bool) -> Any:
         if is_repeated and run.extra_data[EXTRA_DATA_KEY].get("command", words) != words:
             console.say(f"{RUN_FILE} names run {uid}, of another command; this one starts a run")
             run = None
-    return None if run is None or run.status == "completed" else run
+    # A job that is started again may have been stopped in what followed its fit.
+    is_over = run is not None and run.status == "completed" and not (job and is_restarted())
+    return None if is_over else run
+
+
+def _is_of_this_fit(record: Mapping[str, Any], job: str) -> bool:
+    """Tell whether a record is that of this fit in an earlier start of a job, by its place."""
+    is_fit = record.get("stage") in (None, "fit")
+    return is_fit and record.get("job") == job and record.get("fit_number", 0) == fit_number()
 
 
 def _noted_in_folder() -> tuple[str, str]:

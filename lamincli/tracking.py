@@ -44,6 +44,7 @@ from lamincli.process import (
     RUN_UID_VARIABLE,
     SPOOLED_VARIABLE,
     ProcessIdentity,
+    fit_number,
     job_id,
     started_program,
 )
@@ -95,6 +96,7 @@ class TrackedRun:
         ends: Jobs that would have closed it, with their spools.
         spooled: What is known of a run that is not in LaminDB yet.
         is_attempt: Whether that is one that goes on.
+        is_task: Whether the array that this job is a task of counts on it.
     """
 
     record: Any
@@ -108,6 +110,7 @@ class TrackedRun:
     ends: list[tuple[Path, Job]] = field(default_factory=list)
     spooled: SpooledRun | None = None
     is_attempt: bool = False
+    is_task: bool = False
     used: Any = None
     earlier_log: str = ""
     _evaluated: dict[str, Any] = field(default_factory=dict, init=False)
@@ -148,7 +151,9 @@ class TrackedRun:
     def arrive(self) -> None:
         """Take the run from LaminDB as soon as the publisher has begun it there."""
         spooled = self.spooled
-        if spooled is None or spooled.is_held or Spool(Path(spooled.folder)).holds("begin"):
+        if spooled is None or spooled.is_held or self._is_finished:
+            return
+        if Spool(Path(spooled.folder)).holds("begin"):
             return
         with contextlib.suppress(OperationalError, InterfaceError):
             self.record = ln.context._run = ln.Run.objects.get(uid=self.uid)
@@ -244,12 +249,13 @@ class TrackedRun:
         """Undo the beginning of this run, for nothing will come of it.
 
         Args:
-            with_new: Remove a new run too. Else only one that was to go on is left as it was.
+            with_new: Remove a new run too, unless something has come of it by now. Else only one
+                that was to go on is left as it was.
         """
         is_new = not (self.before or self.is_attempt)
         if self._is_finished or not self.owned:
             return
-        if is_new and (not with_new or arrays.is_task(self.record)):  # an array counts its tasks
+        if is_new and not (with_new and not self.is_task and self._is_removed()):
             return
         self._is_finished = True
         if self.log is not None:
@@ -259,18 +265,23 @@ class TrackedRun:
                     self.log.path.write_text(self.earlier_log)
                 else:
                     self.log.path.unlink(missing_ok=True)
-        if is_new:
-            spool = self.spooled and Spool(Path(self.spooled.folder))
-            self._try("removed", spool.discard if spool else partial(runs.remove, self.record))
-        elif self.spooled is not None:
-            self._try("left as it was", partial(_forget_last_beginning, self.spooled))
-        else:
+        if self.before:
             vars(self.record).update(self.before)
             self._try("left as it was", self.record.save)
+            self._try("left as it was", partial(arrays.settle, self.record))
+        elif self.is_attempt and self.spooled is not None:
+            self._try("left as it was", partial(_forget_last_beginning, self.spooled))
         log = self._log_file() if self.earlier_log else None
         for folder, job in self.ends:
             self._try("left as it was", partial(_leave, folder, job, log))
         self._let_go()
+
+    def _is_removed(self) -> bool:
+        """Remove a new run; returns whether nothing stood in the way."""
+        if self.spooled is None:
+            return runs.is_removed(self.record)
+        Spool(Path(self.spooled.folder)).discard()
+        return True
 
     def goes_on_no_more(self) -> None:
         """Close a run as aborted that was to go on by itself."""
@@ -417,6 +428,7 @@ def begin(
             "model": model,
             "process": process,
             "job": job_id(),
+            "fit_number": fit_number(),
             **({"slurm": facts} if (facts := slurm.facts()) else {}),
             "program": started_program(),
             "hardware": hardware.describe(),
@@ -447,6 +459,7 @@ def begin(
         raise
     if tracked.owned:
         tracked.context_before = context_before
+        tracked.is_task = bool(array)
         _OWNED.add(tracked.uid)
         tracked.log = _open_log(tracked, command)
     return tracked

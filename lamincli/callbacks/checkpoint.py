@@ -668,7 +668,7 @@ def _to_pin(job: Job, filepath: Path | str) -> tuple[Path | None, str | None]:
 def spool_root(root: str, here: str) -> Path:
     """Return the folder for the spool: that of the trainer, or the next one we can write."""
     places = [Path(here) if "://" in root else Path(root), Path(here)]
-    fitting = (place for place in places if os.access(_existing(place), os.W_OK))
+    fitting = (place for place in places if os.access(_existing(place / FOLDER_NAME), os.W_OK))
     return Path(os.path.abspath(next(fitting, index_folder().parent)))
 
 

@@ -140,7 +140,8 @@ class Beginning(pl.Callback):
             folders = [str(one.dirpath) for one in callbacks if one.dirpath]
             prefixes = {one.state_key: one._base_prefix(trainer) for one in callbacks}
             known = KnownJob(*self._run, folders, prefixes)
-            remember_job(job, redact_argv(sys.argv[1:]), known)
+            number = known.notes["record"].get("fit_number", 0)
+            remember_job(job, redact_argv(sys.argv[1:]), number, known)
 
 
 def _learn_features(trainer: Any, pl_module: pl.LightningModule) -> None:

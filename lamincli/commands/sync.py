@@ -54,6 +54,10 @@ def main(words: Sequence[str]) -> int:
     folders = {Path(os.path.abspath(folder)): None for folder in found}
     if options.folder is None:
         folders |= dict.fromkeys(known_spools())
+    others = [folder for folder in folders if not os.access(folder, os.W_OK)]
+    for folder in others:
+        console.warn(f"{folder} is left as it is: it is another user's, or on a disk to read only")
+        del folders[folder]
     # A run begins after the one that started it.
     spools = sorted((Spool(folder) for folder in folders), key=_began_at)
     if options.dry_run:
@@ -64,11 +68,11 @@ def main(words: Sequence[str]) -> int:
         return 0
     if options.discard:
         discarded = [_discard(spool) for spool in spools]
-        return 0 if all(discarded) else 3
+        return 0 if all(discarded) and not others else 3
     left = [_publish(spool) for spool in spools]
     if not any(number for number, _ in left):
         console.say("nothing to publish")
-    return 3 if any(rest for _, rest in left) else 0
+    return 3 if others or any(rest for _, rest in left) else 0
 
 
 def _began_at(spool: Spool) -> str:

@@ -82,15 +82,9 @@ def settle(child: Any) -> None:
     It goes on until every task has ended, and is then as the worst of them. Whoever ends last sees
     the others ended, for each task is committed before it looks.
     """
-    if is_task(child):
-        _settle(child.initiated_by_run)
-
-
-def is_task(run: Any) -> bool:
-    """Tell whether a run has an array for its parent."""
-    parent = run.initiated_by_run
-    record = ((parent and parent.extra_data) or {}).get(EXTRA_DATA_KEY, {})
-    return bool(record.get("stage") == WORD)
+    parent = child.initiated_by_run
+    if ((parent and parent.extra_data) or {}).get(EXTRA_DATA_KEY, {}).get("stage") == WORD:
+        _settle(parent)
 
 
 def settle_those_over(is_over: Callable[[str], bool]) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 
 import lamindb as ln
 from django.db import Error, connection, transaction
-from django.db.models import Model
+from django.db.models import Model, ProtectedError
 from django.db.models.signals import pre_save
 from filelock import FileLock
 from lamindb.base.types import RUN_STATUS_TO_CODE
@@ -527,12 +527,23 @@ def set_ending(run: Any, status: str, finished_at: datetime) -> None:
     arrays.settle(run)
 
 
-def remove(run: Any) -> None:
-    """Remove a run of which nothing has come. Its code and environment may be those of others.
+def is_removed(run: Any) -> bool:
+    """Remove a run of which nothing has come: no record, and no other run.
+
+    Its code and its environment stay, for they may be those of others.
+
+    Returns:
+        Whether it was removed. Else it is as it was.
 
     Durability: committed on return.
     """
-    Model.delete(run)  # lamindb's would start a process that looks for artifacts to remove
+    try:
+        if run.initiated_runs.exists():  # which would go with it
+            return False
+        Model.delete(run)  # lamindb's would start a process that looks for artifacts to remove
+    except (ProtectedError, Error):
+        return False
+    return True
 
 
 def _stored(metrics: Mapping[str, float], features: Any) -> dict[Any, Any]:

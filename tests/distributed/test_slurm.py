@@ -27,6 +27,9 @@ class Slow(TinyModel):
         if self.hparams["at"] == "setup" and "SLURM_RESTART_COUNT" not in os.environ:
             print("SETTING UP", flush=True)
             time.sleep(60)
+        if self.hparams["at"] == stage == "test" and "SLURM_RESTART_COUNT" not in os.environ:
+            print("TESTING", flush=True)
+            time.sleep(60)
 
     def training_step(self, batch, batch_idx):
         if batch_idx == 2:
@@ -165,6 +168,22 @@ def test_requeued_before_it_saved_it_begins_again_as_the_same_run(slurm, record)
     (again,) = record()
     assert (again.uid, again.status) == (run.uid, "completed")
     assert "goes on from its beginning" in output(job)
+
+
+def test_job_that_is_requeued_after_its_fit_does_not_train_again(slurm, record):
+    job = slurm.submit(srun(SHORT, "--model.at=test", "--lamin.then=test"), "--ntasks=1")
+    slurm.wait_for_output(job, "TESTING")
+    slurm.run("scontrol", "requeue", job)
+    slurm.wait_for(job, "PENDING")
+    slurm.start_now(job)
+    assert slurm.wait_for(job) == "COMPLETED", output(job)
+    fit, stopped, test = record()
+    assert [run.extra["lamin_train"]["stage"] for run in (fit, stopped, test)] == [
+        "fit", "test", "test",
+    ], output(job)  # fmt: skip
+    assert [run.status for run in (fit, stopped, test)] == ["completed", "aborted", "completed"]
+    assert [one["status"] for one in fit.extra["lamin_train"]["attempts"]] == ["completed"]
+    assert test.parent == fit.uid
 
 
 def test_doctor_closes_what_slurm_will_not_start_again(slurm, record):

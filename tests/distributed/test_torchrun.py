@@ -75,7 +75,7 @@ def over_two_hosts():
         yield run
 
 
-def test_processes_that_would_each_train_alone_are_a_mistake(shell, project):
+def test_processes_that_would_each_train_alone_are_a_mistake(shell, project, record):
     words = [word for word in FIT if not word.startswith(("--trainer.devices", "--trainer.strat"))]
     words += ["--model=tests_models.TinyModel"]
     done = shell(*words, program=[*TORCHRUN, "--standalone", "--nproc-per-node=2"])
@@ -83,6 +83,7 @@ def test_processes_that_would_each_train_alone_are_a_mistake(shell, project):
     assert text.count("torchrun has started 2 processes") == 1, text
     assert set(re.findall(r"exitcode *: (\d+)", text)) == {"2"}, text
     assert not list(project.rglob("*.ckpt"))
+    assert record() == []
 
 
 def test_two_hosts_are_one_run(over_two_hosts, project, record):

@@ -186,16 +186,6 @@ def test_monitor_that_is_never_logged(refused, last_run):
     assert last_run().status == "errored"
 
 
-def test_trainer_that_refuses_its_arguments(refused, last_run, train, capsys):
-    with pytest.raises(SystemExit) as stop:
-        train("fit", "--trainer.max_time=1")
-    assert stop.value.code == 2
-    err = capsys.readouterr().err
-    assert "not a valid duration" in err
-    assert "Traceback" not in err
-    assert last_run().status == "errored"
-
-
 def test_no_stage(ln, capsys, monkeypatch):
     import sys
 
@@ -236,10 +226,27 @@ def test_help_speaks_to_the_person_at_the_terminal(capsys):
         assert text in out
 
 
+def test_run_of_which_something_has_come_is_closed(train, ln, last_run):
+    """Here a label, which names the run it was made in; such a run is no mere mistake."""
+
+    class Labelling(TinyModel):
+        def __init__(self, learning_rate: float = 0.1, at: str = ""):
+            super().__init__(learning_rate=learning_rate, at=at)
+            self.label = ln.ULabel(name=f"of {ln.context.run.uid}").save()
+
+    with pytest.raises(SystemExit) as stop:
+        train("fit", "--trainer.devices=two", model_class=Labelling)
+    assert stop.value.code == 2
+    assert last_run().status == "errored"
+    assert "devices" in last_run().report.cache().read_text()
+    assert ln.ULabel.get(name=f"of {last_run().uid}")
+
+
 @pytest.mark.parametrize("words", [[], ["--lamin.offline"], ["--lamin.resume=auto"]])
 def test_value_that_the_trainer_refuses(refused, train, ln, project, words):
     """The run has begun by then, and would be the latest one."""
     assert "devices" in refused("fit", "--trainer.devices=two", *words)
+    assert "not a valid duration" in refused("fit", "--trainer.max_time=1", *words)
     assert ln.context.run is None
     assert not [path for path in project.iterdir() if path.name.startswith(".lamin_")]
     assert train("fit").lamin_run.status == "completed"

@@ -347,6 +347,29 @@ def test_asynchronous_save_that_fails_is_not_published(run):
     assert names_of(run) == []
 
 
+def test_spool_of_another_user_is_left_alone(tmp_path, monkeypatch, capsys):
+    """In a project folder of a group: neither sync nor a training writes there."""
+    from lamincli.callbacks.checkpoint import spool_root
+    from lamincli.commands import sync
+    from lamincli.offline import spools_of_runs
+    from lamincli.spool import Job, Spool
+
+    theirs = tmp_path / ".lamin_spool" / "THEIRS"
+    Spool(theirs).add(Job("close", "THEIRS", "me/here", "ab", "2026-01-01"))
+    may = os.access
+    monkeypatch.setattr(
+        os, "access", lambda path, how: ".lamin_spool" not in str(path) and may(path, how)
+    )
+    monkeypatch.chdir(tmp_path)
+    assert sync.main(["."]) == 3
+    assert f"{theirs} is left as it is" in capsys.readouterr().err
+    assert [job.run for _, job in Spool(theirs).jobs()] == ["THEIRS"]
+    assert "THEIRS" not in spools_of_runs()
+    spool_root.cache_clear()
+    assert spool_root(str(tmp_path), str(tmp_path)) != tmp_path
+    spool_root.cache_clear()
+
+
 def test_many_asynchronous_saves_and_removals(run):
     from lamincli import Checkpoint
 

@@ -259,6 +259,27 @@ def test_auto_knows_a_job_of_slurm(shell, record, project):
     assert len(one.extra["lamin_train"]["attempts"]) == 2
 
 
+def test_job_of_a_script_that_trains_twice_goes_on_with_the_second(shell, record, project):
+    (project / "folds.py").write_text(
+        "from tests_models import NoisyData, NoisyModel\n"
+        "from lamincli import LaminLightningCLI\n"
+        "for epochs in (1, 3):\n"
+        "    words = ['fit', f'--trainer.max_epochs={epochs}', '--trainer.accelerator=cpu']\n"
+        "    LaminLightningCLI(NoisyModel, NoisyData, args=words)\n"
+    )
+    program = [sys.executable, "folds.py"]
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "bash"}
+    assert shell(program=program, **job, STOP_AT="9").returncode == 1
+    done = shell(program=program, **job, SLURM_RESTART_COUNT="1")
+    assert done.returncode == 0, done.stderr
+    runs = record()
+    attempts = [[one["status"] for one in run.extra["lamin_train"]["attempts"]] for run in runs]
+    assert attempts == [["completed"], ["errored", "completed"]]
+    assert [run.status for run in runs] == ["completed", "completed"]
+    steps = [key.rpartition("step=")[2] for run in runs for key in run.outputs if "step=" in key]
+    assert steps == ["4.ckpt", "12.ckpt"]
+
+
 def test_auto_with_a_note_of_a_run_that_is_gone(shell, project):
     shell(*FIT, "--trainer.max_epochs=1")
     (project / ".lamin_run.json").write_text('{"run": "gone", "instance": "me/here"}')

@@ -45,9 +45,10 @@ def test_home_that_cannot_be_written_is_no_obstacle(state):
 
 def test_job_is_remembered_until_its_run_is_complete():
     known = memory.KnownJob("RUN", "me/here", {"params": {}}, ["/data/checkpoints"], {"C": "RUN"})
-    memory.remember_job("slurm:c:7", "fit --config a.yaml", known)
-    assert memory.recall_job("slurm:c:7", "fit --config a.yaml") == known
-    assert memory.recall_job("slurm:c:7", "fit --config b.yaml") is None
-    assert memory.recall_job("slurm:c:8", "fit --config a.yaml") is None
-    memory.forget_job("slurm:c:7", "fit --config a.yaml")
-    assert memory.recall_job("slurm:c:7", "fit --config a.yaml") is None
+    memory.remember_job("slurm:c:7", "fit --config a.yaml", 0, known)
+    assert memory.recall_job("slurm:c:7", "fit --config a.yaml", 0) == known
+    assert memory.recall_job("slurm:c:7", "fit --config b.yaml", 0) is None
+    assert memory.recall_job("slurm:c:8", "fit --config a.yaml", 0) is None
+    assert memory.recall_job("slurm:c:7", "fit --config a.yaml", 1) is None
+    memory.forget_job("slurm:c:7", "fit --config a.yaml", 0)
+    assert memory.recall_job("slurm:c:7", "fit --config a.yaml", 0) is None

@@ -63,6 +63,15 @@ def away(what, key):
     raise ConnectionResetError("away")
 
 
+def test_end_of_a_run_waits_for_sync_to_leave_the_spool(folder, registry):
+    """Or the end would be lost, and the run be closed as aborted later."""
+    sync = Spool(folder)
+    assert sync.lock.acquire()
+    threading.Timer(0.3, sync.lock.release).start()
+    Publisher(Spool(folder), registry).leave(job("", "close"))
+    assert [job.action for _, job in Spool(folder).jobs()] == ["close"]
+
+
 def test_retries_are_ever_further_apart(drainer, registry, file):
     add(drainer, job("a"), file)
     registry.fail = away
