@@ -178,11 +178,12 @@ def s3_server(
     process = subprocess.Popen(
         [sys.executable, __file__, "s3", json.dumps(faults), log],
         env={**os.environ, **S3_ENVIRONMENT},
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )
+    assert process.stdout is not None
     try:
-        wait_for(port, process)
+        assert process.stdout.readline(), "the server has not come up"  # its bucket is there
         yield f"http://127.0.0.1:{port}"
     finally:
         process.kill()
@@ -266,6 +267,7 @@ def serve_s3(
     thread.start()
     boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}").create_bucket(Bucket="bucket")
     is_faulty[0] = True
+    print("ready", flush=True)
     thread.join()
 
 
