@@ -146,15 +146,19 @@ class Completion:
                 setattr(save, has, True)
         return save
 
-    def _await_turn(self, path: str, plugin: CheckpointIO) -> None:
-        """Let an earlier save of a path be complete and pinned, before it is written over."""
+    def _await_turn(self, path: str, plugin: CheckpointIO) -> _Save | None:
+        """Let an earlier save of a path be complete and pinned, before it is written over.
+
+        Returns:
+            The save that is to be written now; `None` if that is not of this callback.
+        """
         save = self._next(path, "is_begun")
         if save is None:
-            return
+            return None
         if not save.is_zero:
             if save.others is not None:
                 save.others.await_room(save.done)
-            return
+            return save
         if save.in_flight:
             earlier = [one for one in self._saves.get(path, ()) if one.is_written]
             for one in earlier:
@@ -162,6 +166,7 @@ class Completion:
             make_room(path, plugin)
         if save.others is not None:
             save.others.tell_of_room()
+        return save
 
     def _is_written(self, path: str, well: bool = True) -> None:
         """Say that this rank has written its part of the oldest save of a path, or has failed."""
@@ -243,11 +248,15 @@ def _telling(plugin: CheckpointIO, save: Any, watchers: list[Completion]) -> Any
 
     def save_checkpoint(checkpoint: Any, path: Any, *args: Any, **kwargs: Any) -> None:
         well = False
-        for watcher in tuple(watchers):
-            watcher._await_turn(str(path), plugin)
+        saves = [watcher._await_turn(str(path), plugin) for watcher in tuple(watchers)]
         try:
             save(checkpoint, path, *args, **kwargs)
             well = True
+        except FileNotFoundError:
+            # fsspec gives a new file its mode last. Where the training has removed it by then, as
+            # one that is not wanted any more, plain Lightning ends the training.
+            if not any(one is not None and one.done.is_set() for one in saves):
+                raise
         finally:
             for watcher in tuple(watchers):
                 watcher._is_written(str(path), well)

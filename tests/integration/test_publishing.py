@@ -381,6 +381,23 @@ def test_many_asynchronous_saves_and_removals(run):
     assert callback.unpublished == []
 
 
+def test_checkpoint_that_is_removed_before_it_has_its_mode(run):
+    """As fsspec gives it, in the thread that writes: plain Lightning ends the training."""
+    from lamincli import Checkpoint
+
+    class Slow(TorchCheckpointIO):
+        def save_checkpoint(self, checkpoint, path, storage_options=None):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            until_s = time.monotonic() + 1
+            while os.path.exists(path) and time.monotonic() < until_s:
+                time.sleep(0.001)
+            os.chmod(path, 0o600)
+
+    callback = Checkpoint(save_top_k=1, dirpath="checkpoints", save_on_train_epoch_end=True)
+    trainer([callback], plugins=[AsyncCheckpointIO(Slow())]).fit(TinyModel(), datamodule=TinyData())
+    assert names_of(run) == ["epoch=3-step=16.ckpt"]
+
+
 def test_asynchronous_checkpoint_that_is_removed_at_once(run):
     from lamincli import Checkpoint
 
