@@ -26,8 +26,8 @@ OTHER_HOST = [str(Path(__file__).parent / "other_host.py")]
 class Rank:
     """One rank, started by hand, as srun starts them: rank zero hosts the store."""
 
-    def __init__(self, number, port, words, program, folder, **environment):
-        self.number, self.output = number, folder / f"rank-{number}.txt"
+    def __init__(self, number, port, words, program, folder, ranks, **environment):
+        self.number, self.output, self.ranks = number, folder / f"rank-{number}.txt", ranks
         with open(self.output, "w") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-u", *program, *words],
@@ -39,7 +39,14 @@ class Rank:
             )  # fmt: skip
 
     def ends(self, timeout_s=100):
-        return self.process.wait(timeout=timeout_s), self.output.read_text()
+        try:
+            return self.process.wait(timeout=timeout_s), self.output.read_text()
+        except subprocess.TimeoutExpired:
+            for rank in self.ranks:
+                rank.process.send_signal(signal.SIGABRT)  # it says where all its threads are
+                rank.process.wait(timeout=10)
+            outputs = [f"rank {rank.number}:\n{rank.output.read_text()}" for rank in self.ranks]
+            pytest.fail(f"rank {self.number} hangs\n" + "\n".join(outputs))
 
 
 @pytest.fixture
@@ -48,7 +55,7 @@ def start(project):
     port, ranks = free_port(), []
 
     def start(number, *words, program=CLI, **environment):
-        ranks.append(Rank(number, port, words, program, project, **environment))
+        ranks.append(Rank(number, port, words, program, project, ranks, **environment))
         return ranks[-1]
 
     yield start
