@@ -354,6 +354,7 @@ def test_spool_of_another_user_is_left_alone(tmp_path, monkeypatch, capsys):
     from lamincli.offline import spools_of_runs
     from lamincli.spool import Job, Spool
 
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))  # known to no other test
     theirs = tmp_path / ".lamin_spool" / "THEIRS"
     Spool(theirs).add(Job("close", "THEIRS", "me/here", "ab", "2026-01-01"))
     may = os.access
