@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -50,11 +51,14 @@ def _instance(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Work in an empty folder, with no words on the command line."""
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Work in an empty folder, with no words on the command line, and leave no spool to others."""
+    from lamincli.spool.index import index_folder
+
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["lamin-train"])
-    return tmp_path
+    yield tmp_path
+    shutil.rmtree(index_folder(), ignore_errors=True)
 
 
 @pytest.fixture

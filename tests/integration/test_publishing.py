@@ -347,27 +347,25 @@ def test_asynchronous_save_that_fails_is_not_published(run):
     assert names_of(run) == []
 
 
-def test_spool_of_another_user_is_left_alone(tmp_path, monkeypatch, capsys):
+def test_spool_of_another_user_is_left_alone(project, monkeypatch, capsys):
     """In a project folder of a group: neither sync nor a training writes there."""
     from lamincli.callbacks.checkpoint import spool_root
     from lamincli.commands import sync
     from lamincli.offline import spools_of_runs
     from lamincli.spool import Job, Spool
 
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))  # known to no other test
-    theirs = tmp_path / ".lamin_spool" / "THEIRS"
+    theirs = project / ".lamin_spool" / "THEIRS"
     Spool(theirs).add(Job("close", "THEIRS", "me/here", "ab", "2026-01-01"))
     may = os.access
     monkeypatch.setattr(
         os, "access", lambda path, how: ".lamin_spool" not in str(path) and may(path, how)
     )
-    monkeypatch.chdir(tmp_path)
     assert sync.main(["."]) == 3
     assert f"{theirs} is left as it is" in capsys.readouterr().err
     assert [job.run for _, job in Spool(theirs).jobs()] == ["THEIRS"]
     assert "THEIRS" not in spools_of_runs()
     spool_root.cache_clear()
-    assert spool_root(str(tmp_path), str(tmp_path)) != tmp_path
+    assert spool_root(str(project), str(project)) != project
     spool_root.cache_clear()
 
 
