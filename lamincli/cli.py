@@ -261,7 +261,7 @@ class LaminLightningCLI(LightningCLI):
             if status == "completed":
                 forget(self._tracked.uid)
             self._publish_no_more()
-        if self._publishes and self.subcommand == "fit" and not self._closed.is_set():
+        if self._is_recorded_fit and not self._closed.is_set():
             end_fit()
         self._closed.set()
         self._resources.close()
@@ -443,8 +443,7 @@ class LaminLightningCLI(LightningCLI):
 
     def _stop_by_signal(self, has_failed: bool) -> None:
         """Close the run by a signal, and let SLURM start the job again if it is to go on."""
-        is_fit = self._publishes and self.subcommand == "fit"
-        goes_on = self._ranks.is_zero and is_fit and not has_failed
+        goes_on = self._ranks.is_zero and self._is_recorded_fit and not has_failed
         state = slurm.state() if goes_on else None
         if state is None:
             self.finish("errored" if has_failed else "aborted")
@@ -550,6 +549,11 @@ class LaminLightningCLI(LightningCLI):
     def _made_trainer(self) -> Trainer | None:
         """The trainer; `None` before it is made."""
         return getattr(self, "trainer", None)
+
+    @property
+    def _is_recorded_fit(self) -> bool:
+        """Whether this goes on with its run where its job is started again; nothing else does."""
+        return self._publishes and self.subcommand == "fit"
 
     def _is_training(self) -> bool:
         trainer = self._made_trainer
@@ -1171,8 +1175,7 @@ class LaminLightningCLI(LightningCLI):
         self._instantiate()
         self._check_ranks()
         self._ranks.close()
-        goes_on = self._publishes and self.subcommand == "fit"
-        self._stop.take_over_requeue(self._made_trainer if goes_on else None)
+        self._stop.take_over_requeue(self._made_trainer if self._is_recorded_fit else None)
         if self._tracked is not None:
             from lamincli.registry.outages import give_back_connections
 

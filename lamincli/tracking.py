@@ -255,7 +255,7 @@ class TrackedRun:
         is_new = not (self.before or self.is_attempt)
         if self._is_finished or not self.owned:
             return
-        if is_new and not (with_new and not self.is_task and self._is_removed()):
+        if is_new and not (with_new and not self.is_task and self._remove()):
             return
         self._is_finished = True
         if self.log is not None:
@@ -276,10 +276,10 @@ class TrackedRun:
             self._try("left as it was", partial(_leave, folder, job, log))
         self._let_go()
 
-    def _is_removed(self) -> bool:
+    def _remove(self) -> bool:
         """Remove a new run; returns whether nothing stood in the way."""
         if self.spooled is None:
-            return runs.is_removed(self.record)
+            return runs.remove(self.record)
         Spool(Path(self.spooled.folder)).discard()
         return True
 

@@ -527,7 +527,7 @@ def set_ending(run: Any, status: str, finished_at: datetime) -> None:
     arrays.settle(run)
 
 
-def is_removed(run: Any) -> bool:
+def remove(run: Any) -> bool:
     """Remove a run of which nothing has come: no record, and no other run.
 
     Its code and its environment stay, for they may be those of others.
