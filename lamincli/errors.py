@@ -10,6 +10,7 @@
     │   └── LaminReferenceError a reference into LaminDB is malformed, or names nothing, or too much
     ├── MonitorNotLoggedError   the monitored metric was never logged; found by the first save
     ├── ContentChangedError     a file is not any more what was saved; its job is parked
+    ├── UntrustedError          a job, or its file, is not this user's own, or leads elsewhere
     ├── SpoolCorruptError       a job file does not parse; it is parked
     └── SpoolVersionError       a job file was written by a newer lamin-train; it is parked
 
@@ -60,6 +61,10 @@ class MonitorNotLoggedError(LaminTrainError):
 
 class ContentChangedError(LaminTrainError):
     """Report a checkpoint that was written over, or torn, between its save and its upload."""
+
+
+class UntrustedError(LaminTrainError):
+    """Report what lies in a folder and is not acted on, because this user has not written it."""
 
 
 class SpoolCorruptError(LaminTrainError):

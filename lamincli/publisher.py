@@ -22,7 +22,7 @@ from typing import Any, Literal
 from lamincli import console
 from lamincli.errors import LaminTrainError, first_line
 from lamincli.registry.base import Registry
-from lamincli.spool import Job, Spool
+from lamincli.spool import NOT_OURS, Job, Spool
 
 _FIRST_DELAY_S = 0.5
 _LONGEST_DELAY_S = 30.0
@@ -102,6 +102,7 @@ class Drainer:
         self._owners: dict[str, Any] = {}
         self._current: tuple[str, Job] | None = None
         self._failures = 0
+        self._unknown: set[str] = set()  # whose content was looked at, or tried to
         self._races: Counter[str] = Counter()
         self._retry_at_s = 0.0
         self._warned_s: float | None = None
@@ -120,6 +121,7 @@ class Drainer:
         self.parked = [
             (_name(job) if job else name, reason) for name, job, reason in self.spool.parked_jobs()
         ]
+        self.parked += [(entry.name, NOT_OURS) for entry in self.spool.foreign()]
 
     def arrive(self, name: str, job: Job, owner: Any = None) -> None:
         """Tell of a job that was just added; may be called from any thread."""
@@ -149,10 +151,11 @@ class Drainer:
         Returns:
             ``done`` after a job, ``idle`` without one, ``waiting`` while the registry is away.
         """
-        self._take_in()
+        self.take_in()
         if not self._queue or self.is_held:
-            return "idle"
+            return "done" if self._identify() else "idle"
         if not retry_now and self.delay_s() > 0:
+            self._identify()
             return "waiting"
         name, job = next(iter(self._queue.items()))
         # In hand before it leaves the queue: `left` misses it at no moment.
@@ -171,6 +174,17 @@ class Drainer:
             return "waiting"
         finally:
             self._current = self.busy_since_s = None
+
+    def _identify(self) -> bool:
+        """Note the content of a file that has to wait, so that any copy of the spool is known."""
+        for name, job in self._queue.items():
+            if not job.pin or job.digest or name in self._unknown:
+                continue
+            self._unknown.add(name)  # one that was written to meanwhile stays so
+            with suppress(OSError, LaminTrainError):
+                self._queue[name] = self.spool.identify(name, job)
+            return True
+        return False
 
     def _attempt(self, name: str, job: Job) -> Outcome:
         decided = job
@@ -248,7 +262,8 @@ class Drainer:
 
     # -- what need not be published ----------------------------------------------------------
 
-    def _take_in(self) -> None:
+    def take_in(self) -> None:
+        """Take in what has arrived, and let it outlive a power cut."""
         if not self._arrived:
             return
         arrived = {}
@@ -516,7 +531,7 @@ class Publisher:
             self._unsaved.append((job, file, None, None))
             while self._unsaved:
                 try:
-                    self._spool_unsaved()
+                    self._spool_unsaved(is_durable=True)
                 except BlockingIOError:
                     if time.monotonic() > until_s:
                         raise
@@ -534,6 +549,8 @@ class Publisher:
                 return  # a job hangs in an upload; it ends with the process, and is done again
         self._thread = None
         atexit.unregister(self._at_exit)
+        with suppress(OSError):
+            self._drainer.take_in()
         self.spool.close()
         if not self.left():
             self._of_process.pop(self.spool.folder, None)
@@ -550,8 +567,11 @@ class Publisher:
             raise BlockingIOError(f"{self.spool.folder} is in use by lamin-train sync")
         self._drainer.recover()
 
-    def _spool_unsaved(self) -> None:
+    def _spool_unsaved(self, is_durable: bool = False) -> None:
         """Spool what could not be spooled before; called with `_adding` held.
+
+        Args:
+            is_durable: Let it outlive a power cut at once: nobody will see to it later.
 
         Raises:
             OSError: Some jobs are kept for the next call.
@@ -563,6 +583,8 @@ class Publisher:
             job, file, content, owner = entry
             try:
                 name, job = self.spool.add(job, file, content)
+                if is_durable:
+                    self.spool.make_durable({name: job})
             except OSError as error:
                 if file is not None and content is None and not file.exists():
                     self._unsaved.remove(entry)  # removed before it could be pinned

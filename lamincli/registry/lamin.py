@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import lamindb as ln
@@ -22,12 +22,12 @@ from lamindb.models.sqlrecord import get_current_branch
 from lamindb_setup.core.canonical_suffix import CanonicalSuffix
 
 from lamincli import console
-from lamincli.errors import ContentChangedError, RecordError
+from lamincli.errors import ContentChangedError, RecordError, UntrustedError
 from lamincli.features import EXTRA_DATA_KEY, dtype_of
 from lamincli.registry import outages, runs, storage, values
 from lamincli.registry.base import Verdict
 from lamincli.spool import Job
-from lamincli.spool.folder import measure
+from lamincli.spool.content import measure, why_changed
 
 _FLAGS = ("is_last_model", "is_best_model")
 
@@ -38,9 +38,13 @@ class LaminRegistry:
     An artifact is stored first and its row is committed together with its features, the cleared
     flags of its predecessors and the new ranks: readers see all or nothing. Its uid is decided
     when the job is made, so the second attempt of an interrupted job finds what the first has done.
+
+    Args:
+        is_contained: Let jobs add, and not take away or ask elsewhere: they are somebody else's.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, is_contained: bool = False) -> None:
+        self._is_contained = is_contained
         self._runs: dict[str, Any] = {}
         self._features: dict[str, Any] = {}
         self._storages: dict[str, Any] = {}
@@ -54,11 +58,13 @@ class LaminRegistry:
     def _save(self, job: Job, file: Path | None, note: Callable[[Job], None]) -> Any:
         run = self._run(job.run)
         if file is not None:
-            _check_content(job, file)
+            job = _checked(job, file)
         found = ln.Artifact.objects.filter(Q(uid=job.uid) | Q(key=job.key))
         others = list(found.exclude(branch_id=-1).select_related("storage"))
         artifact = next((other for other in others if other.uid == job.uid), None)
         own = [other for other in others if _run_id(other, job) == (run and run.id)]
+        if self._is_contained:
+            own = [other for other in own if other.uid == job.uid]
         if artifact is not None and artifact in own:  # an earlier attempt has come so far
             self._retire([old for old in own if old != artifact], job, note)
             if wanted := job.named.get("wanted"):  # some may have been missing then
@@ -95,6 +101,9 @@ class LaminRegistry:
 
     def remove(self, job: Job, note: Callable[[Job], None]) -> Any | None:
         """Delete the artifact that the run has under the job's key; see `Registry.remove`."""
+        if self._is_contained:
+            console.warn(f"{job.key} stays in {job.instance}: only its owner's jobs remove it")
+            return None
         run = self._run(job.run)
         own = ln.Artifact.objects.filter(key=job.key, run_id=run and run.id).order_by("-id")
         artifacts = [self._with_place(artifact) for artifact in own]
@@ -149,16 +158,30 @@ class LaminRegistry:
     def _storage(self, uid: str) -> Any:
         if uid not in self._storages:
             default = ln.setup.settings.instance.storage
-            self._storages[uid] = ln.Storage.objects.get(uid=uid) if uid else default.record
+            place = ln.Storage.objects.get(uid=uid) if uid else default.record
+            self._check_storage(place)
+            self._storages[uid] = place
             if self._storages[uid].type == "s3":
                 storage.draw_pauses_apart()
         return self._storages[uid]
 
+    def _check_storage(self, place: Any) -> None:
+        """Refuse a storage that the instance may not write to, or does not own."""
+        instance = ln.setup.settings.instance.uid
+        if place.instance_uid not in ({instance} if self._is_contained else {instance, None}):
+            raise UntrustedError(
+                f"storage {place.root} is none that {ln.setup.settings.instance.slug} manages. "
+                f"Its jobs may be published into {ln.settings.storage.root_as_str} only."
+            )
+
     def _new(self, job: Job, file: Path | None, run: Any, revised: Any) -> Any:
         """Make the artifact object as lamindb does, without storing or saving it."""
         if file is None:
+            url = _registered(job.local_path)
+            if self._is_contained and url == job.local_path:
+                raise UntrustedError(f"{url} is in no storage of {job.instance}")
             artifact = ln.Artifact(
-                _registered(job.local_path),
+                url,
                 key=job.key,
                 description=job.description,
                 kind=job.artifact_kind or None,
@@ -211,9 +234,9 @@ class LaminRegistry:
             version_tag=None,
             revises=revised,
             _refresh_revises_if_stale=True,
-            # A real key would write over the file of another run, and versions of a folder
-            # would share one place.
-            _key_is_virtual=job.key_is_virtual or revised is not None,
+            # A real key would write over the file of another run, or of anybody else, and versions
+            # of a folder would share one place.
+            _key_is_virtual=job.key_is_virtual or revised is not None or self._is_contained,
             _overwrite_versions="n_files" in stats and revised is None,
             _real_key=None,
         )
@@ -226,7 +249,7 @@ class LaminRegistry:
         if artifact.storage.type == "local" and not (Path(root) / ".lamindb").exists():
             raise ConnectionError(f"the storage {root} is not there; is its disk mounted?")
         storage.store(file, _place(artifact))
-        _check_content(job, file)
+        _checked(job, file)
 
     def _adopt_twin(self, twin: Any, job: Job, run: Any) -> Any:
         """Go on with an artifact of equal key and content, of which lamindb allows one."""
@@ -355,13 +378,18 @@ def how_to_create(features: Mapping[str, Any]) -> str:
     return f"python -c {shlex.quote('import lamindb as ln; ' + '; '.join(made))}"
 
 
-def _check_content(job: Job, file: Path) -> None:
-    """Refuse what is not what was saved: torn by a power cut, or written over in place."""
-    if (now := measure(file)) != (job.size_bytes, job.stamp):
+def _checked(job: Job, file: Path) -> Job:
+    """Return a job whose file is what was saved, with its stamp as it is now.
+
+    Raises:
+        ContentChangedError: It was torn by a power cut, or written over in place.
+    """
+    if why := why_changed(file, job.size_bytes, job.stamp, job.digest):
         raise ContentChangedError(
-            f"{job.local_path} is not what was saved: it had {job.size_bytes} bytes then and "
-            f"has {now[0]} now. Something wrote over the file, or the machine lost power."
+            f"{job.local_path} is not what was saved: {why}. Something wrote over the file, or the "
+            "machine lost power."
         )
+    return replace(job, stamp=measure(file)[1])
 
 
 def _run_id(artifact: Any, job: Job) -> int | None:
@@ -383,6 +411,8 @@ def _place(artifact: Any) -> Any:
     from lamindb.core.storage import paths
 
     key = paths.auto_storage_key_from_artifact(artifact)
+    if ".." in PurePosixPath(key).parts or PurePosixPath(key).is_absolute():
+        raise UntrustedError(f"{key} leads out of the storage {artifact.storage.root}")
     return paths.attempt_accessing_path(artifact, key)[0]
 
 

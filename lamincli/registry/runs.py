@@ -245,7 +245,7 @@ def _code_of(beginning: Beginning) -> Iterator[Path | None]:
             return
     with tempfile.TemporaryDirectory() as folder:
         # The folders are kept, for lamindb finds earlier versions by the end of the path.
-        copy = Path(folder, *path.parts[1:])
+        copy = Path(folder, *(part for part in path.parts[1:] if part != ".."))
         copy.parent.mkdir(parents=True)
         copy.write_text(beginning.code)
         yield copy
@@ -355,7 +355,7 @@ def _keep_environment(beginning: Beginning, run: Any, path: Path | None) -> None
     folder = _environment_folder(run.uid)
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in beginning.environment.items():
-        (folder / name).write_text(text)
+        (folder / Path(name).name).write_text(text)
     with silent_lamindb():
         save_context_core(run=run, transform=run.transform, filepath=path or Path("no file"))
 

@@ -14,12 +14,14 @@ A job moves between the states by rename(2), which nothing can tear. A pin lives
 as its job. A job file in ``ready`` is an acknowledged checkpoint.
 """
 
-from lamincli.spool.folder import Spool, left_behind
+from lamincli.spool.folder import NOT_OURS, Entry, Spool, left_behind
 from lamincli.spool.index import known_spools, spools_below
 from lamincli.spool.job import Action, Job
 
 __all__ = [
+    "NOT_OURS",
     "Action",
+    "Entry",
     "Job",
     "Spool",
     "known_spools",

@@ -2,24 +2,55 @@
 
 import contextlib
 import errno
+import json
 import os
 import re
 import shutil
+import stat
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
-from lamincli.errors import SpoolCorruptError, SpoolVersionError
-from lamincli.spool import index
-from lamincli.spool.job import Action, Job
+from lamincli.errors import (
+    SpoolCorruptError,
+    SpoolVersionError,
+    UntrustedError,
+)
+from lamincli.spool import foreign, index
+from lamincli.spool.content import digest, measure, why_changed
+from lamincli.spool.job import Action, Job, content_of
 from lamincli.spool.lock import ProcessLock
+from lamincli.spool.seal import FIELD, is_ours, sealed
 
 _JOB_NAME = re.compile(r"\d{8,}\.json")
 _REASON = ".reason.txt"
 _BESIDE = "beside"
 _CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOSYS, errno.ENOTSUP}
 _CANNOT_LINK |= {errno.EOPNOTSUPP}
+_AT_ONCE_BYTES = 1 << 16
+"""Up to which size a file is hashed while it is pinned: that takes a fraction of a millisecond."""
+_LONGEST_JOB = 1 << 26
+_PLAIN = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+NOT_OURS = "it was not written by your lamin-train"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A job file as it lies in a spool.
+
+    Args:
+        state: The name of its folder.
+        name: Its own name.
+        job: The job; `None` if it cannot be read.
+        is_ours: Whether this user's own lamin-train has written it.
+    """
+
+    state: str
+    name: str
+    job: Job | None
+    is_ours: bool
 
 
 class Spool:
@@ -29,12 +60,17 @@ class Spool:
     one rename, so a process that is killed at any instruction leaves a spool that `recover` puts
     right: a pin without a job goes, and a claimed job is done once more.
 
+    Only jobs that this user's own lamin-train has written are acted on. Others are left as they
+    are, unless the user trusts them; then they may do what `foreign.contained` leaves of them.
+
     Args:
         folder: The folder of the spool. It is made when the first job is added.
+        is_trusted: Whether the user trusts what somebody else has written.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, is_trusted: bool = False) -> None:
         self.folder = Path(os.path.abspath(folder))
+        self.is_trusted = is_trusted
         self.ready = self.folder / "ready"
         self.claimed = self.folder / "claimed"
         self.parked = self.folder / "parked"
@@ -75,6 +111,8 @@ class Spool:
                     size_bytes, stamp = measure(pin)
                     place = str(pin.relative_to(self.folder)) if self._is_inside(pin) else str(pin)
                     job = replace(job, pin=place, size_bytes=size_bytes, stamp=stamp)
+                    if size_bytes <= _AT_ONCE_BYTES:
+                        job = replace(job, digest=digest(pin))
                 self._write(self.ready / f"{number}.json", job, durable=False)
             except BaseException:
                 self._remove_pin(number)
@@ -91,15 +129,24 @@ class Spool:
             if self._last is None:
                 self._open()
             self.deferred.mkdir(exist_ok=True)
+            job = replace(job, project=str(self.project))
             self._write(self.deferred / f"{job.kind}.json", job, durable=False)
 
     def undefer(self, kind: str) -> None:
         """Forget a deferred job: its file is complete, and has a job of its own."""
         (self.deferred / f"{kind}.json").unlink(missing_ok=True)
 
+    @property
+    def project(self) -> Path:
+        """The folder of the project in which the spool lies."""
+        return self.folder.parents[1]
+
     def _open(self) -> None:
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o700, exist_ok=True)  # nobody else's, in a shared project
+        self.check()
         for folder in (self.ready, self.claimed, self.parked, self.pins, self.tmp):
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(exist_ok=True)
         index.remember(self.folder)
         _fsync(self.folder)
         _fsync(self.folder.parent)
@@ -126,7 +173,8 @@ class Spool:
         beside = source.parent / index.FOLDER_NAME / f"{self.folder.name}-{number}" / file.name
         try:
             (pin.parent / _BESIDE).symlink_to(beside.parent)  # found again after a crash
-            beside.parent.mkdir(parents=True, exist_ok=True)
+            beside.parent.parent.mkdir(exist_ok=True)
+            beside.parent.mkdir(mode=0o700, exist_ok=True)
             _link(source, beside)
             return beside
         except OSError as error:
@@ -145,20 +193,26 @@ class Spool:
     def make_durable(self, jobs: dict[str, Job]) -> None:
         """Let ready jobs and the names of their pins outlive a power cut, once this returns.
 
-        The data of the pins is the file that Lightning wrote, which the system writes to the disk
-        within half a minute; one that was not there yet is told by its size, and parked.
+        The data of a large pin is the file that Lightning wrote, which the system writes to the
+        disk within half a minute; one that was not there yet is told by its content, and parked.
         """
         folders = {self.ready, self.pins}
         for name, job in jobs.items():
             if job.pin:
-                pin = self.pin_of(job)
+                pin = self.folder / job.pin
                 folders |= {pin.parent, pin.parent.parent}
+                if job.size_bytes <= _AT_ONCE_BYTES:
+                    _fsync(pin)
             _fsync(self.ready / name)
+        for name in _listdir(self.deferred):
+            _fsync(self.deferred / name)
+            folders.add(self.deferred)
         for folder in folders:
             _fsync(folder)
 
     def recover(self) -> None:
         """Put right what a killed process left. Only the holder of the lock may call this."""
+        self.check()
         for name in _listdir(self.tmp):
             _remove(self.tmp / name)
         jobs = [*self.pending(), *self.names(self.parked)]
@@ -170,10 +224,24 @@ class Spool:
             if not _JOB_NAME.fullmatch(name):
                 self._park(self.ready / name, "it is no job file: its name is none of a job")
         for name in _listdir(self.deferred):
-            job = self.look(self.deferred, name)
-            if job is not None and (file := Path(job.local_path)).is_file():
-                self.add(job, file)
+            entry = self.entry(self.deferred, name)
+            if not self._may_act(entry):
+                continue
+            if entry.job is not None and (file := self._deferred_file(entry.job)) is not None:
+                self.add(entry.job, file)
             _remove(self.deferred / name)
+
+    def _deferred_file(self, job: Job) -> Path | None:
+        """Return the file of a deferred job: within the project, and reached by no link from it."""
+        with contextlib.suppress(OSError, ValueError):
+            file = Path(job.local_path)
+            if job.project and not file.exists():  # the project has moved
+                file = self.project / file.relative_to(job.project)
+            is_within = file.resolve(strict=True).is_relative_to(self.project.resolve())
+            is_plain = file.is_file() and not file.is_symlink()
+            if is_plain and (is_within or not self.is_trusted):
+                return file
+        return None
 
     def names(self, state: Path | None = None) -> list[str]:
         """Return the names of the jobs in a state, oldest first; of the ready ones by default."""
@@ -185,22 +253,71 @@ class Spool:
         return sorted([*self.names(self.claimed), *self.names(self.ready)], key=_number)
 
     def read(self, name: str) -> Job | None:
-        """Read a pending job; one that cannot be read is parked, and `None` is returned."""
+        """Read a pending job; one that cannot be read is parked, and `None` is returned.
+
+        `None` also for one that is somebody else's, which stays where it is.
+        """
         state = self.claimed if (self.claimed / name).exists() else self.ready
         try:
-            return Job.from_json((state / name).read_text())
+            job, is_ours = self._parse(state, name)
         except FileNotFoundError:
             return None
         except (OSError, SpoolCorruptError, SpoolVersionError, UnicodeDecodeError) as error:
             self._park(state / name, str(error))
             return None
+        if is_ours:
+            return job
+        try:
+            return foreign.contained(job, name) if self.is_trusted else None
+        except UntrustedError as error:
+            self._park(state / name, str(error))
+            return None
 
     def look(self, state: Path, name: str) -> Job | None:
-        """Read a job in any state without moving it; `None` if it cannot be read."""
+        """Read a job in any state without moving it; `None` if it cannot be read, or acted on."""
+        entry = self.entry(state, name)
+        return entry.job if self._may_act(entry) else None
+
+    def entry(self, state: Path, name: str) -> Entry:
+        """Look at a job file, whoever has written it."""
         try:
-            return Job.from_json((state / name).read_text())
+            return Entry(state.name, name, *self._parse(state, name))
         except (OSError, UnicodeDecodeError, SpoolCorruptError, SpoolVersionError):
-            return None
+            return Entry(state.name, name, None, is_ours=False)
+
+    def entries(self) -> list[Entry]:
+        """Look at all job files, whoever has written them, in the order in which they were made."""
+        states = (self.claimed, self.ready, self.parked)
+        found = [self.entry(state, name) for state in states for name in self.names(state)]
+        found.sort(key=lambda entry: _number(entry.name))
+        return found + [self.entry(self.deferred, name) for name in _listdir(self.deferred)]
+
+    def foreign(self) -> list[Entry]:
+        """Return the jobs of somebody else, which are not acted on."""
+        return [e for e in self.entries() if e.job is not None and not self._may_act(e)]
+
+    def _may_act(self, entry: Entry) -> bool:
+        return entry.is_ours or self.is_trusted
+
+    def _parse(self, state: Path, name: str) -> tuple[Job, bool]:
+        content = content_of(_text(state / name))
+        is_sealed = is_ours(content, self._about(name))
+        content.pop(FIELD, None)
+        return Job.from_dict(content), is_sealed
+
+    def _about(self, name: str) -> str:
+        return f"{self.folder.name}/{name}"
+
+    def check(self) -> None:
+        """Make sure that every folder is one, for through a link others' files could be reached.
+
+        Raises:
+            UntrustedError: One is something else.
+        """
+        folders = (self.ready, self.claimed, self.parked, self.pins, self.deferred, self.tmp)
+        for folder in (self.folder, *folders):
+            if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+                raise UntrustedError(f"{folder} is no folder, but a link or a file; remove it")
 
     def claim(self, name: str) -> None:
         """Take a pending job in hand.
@@ -253,12 +370,10 @@ class Spool:
             yield name, job, text
 
     def jobs(self) -> Iterator[tuple[str, Job]]:
-        """Yield the jobs that wait here and can be read, parked ones among them, oldest first."""
-        states = (self.claimed, self.ready, self.parked)
-        found = [(name, state) for state in states for name in self.names(state)]
-        for name, state in sorted(found, key=lambda one: _number(one[0])):
-            if (job := self.look(state, name)) is not None:
-                yield name, job
+        """Yield the jobs that wait here and may be done, parked ones among them, oldest first."""
+        for entry in self.entries():
+            if entry.job is not None and self._may_act(entry) and entry.state != "deferred":
+                yield entry.name, entry.job
 
     def holds(self, action: Action) -> bool:
         """Tell whether a job of this kind waits here."""
@@ -292,8 +407,42 @@ class Spool:
         index.forget(self.folder)
 
     def pin_of(self, job: Job) -> Path:
-        """Return the file or folder that a job publishes."""
-        return self.folder / job.pin
+        """Return the file or folder that a job publishes.
+
+        Raises:
+            UntrustedError: It is none that this spool has made.
+        """
+        pin = self.folder / job.pin
+        self._check_pin(pin)
+        return pin
+
+    def identify(self, name: str, job: Job) -> Job:
+        """Note the hash of a pending job's content, by which any copy of the file is known.
+
+        Returns:
+            The job with it; the same job if the file is not any more what was saved.
+        """
+        pin = self.pin_of(job)
+        found = digest(pin)
+        if measure(pin)[1] != job.stamp:
+            return job
+        job = replace(job, digest=found)
+        state = self.claimed if (self.claimed / name).exists() else self.ready
+        self._write(state / name, job, durable=True)
+        return job
+
+    def _check_pin(self, pin: Path) -> None:
+        """Make sure that a pin is a plain file or folder where this spool puts its pins."""
+        folder = pin.parent
+        is_here = folder.parent == self.pins
+        run, _, number = folder.name.rpartition("-")
+        is_beside = (folder.parent.name, run) == (index.FOLDER_NAME, self.folder.name)
+        if not (is_here or (is_beside and number.isdecimal() and not self.is_trusted)):
+            raise UntrustedError(f"{pin} is none of the files of this spool")
+        within = [folder, *((self.pins, self.folder) if is_here else ())]
+        below = (os.path.join(at, name) for at, *both in os.walk(pin) for name in chain(*both))
+        if link := next(filter(os.path.islink, (pin, *within, *below)), None):
+            raise UntrustedError(f"{link} is a link, and only plain files are published")
 
     def put_back(self, job: Job) -> Path:
         """Return a checkpoint where it was saved, put back from its pin if it is lost or torn.
@@ -301,7 +450,9 @@ class Spool:
         The pin itself goes once it is published, which may be before a training has loaded it.
         """
         local, pin = Path(job.local_path), self.pin_of(job)
-        is_folder_intact = local.is_dir() and measure(local) == (job.size_bytes, job.stamp)
+        is_folder_intact = local.is_dir() and not why_changed(
+            local, job.size_bytes, job.stamp, job.digest
+        )
         if local.is_file() or is_folder_intact or not (job.pin and pin.exists()):
             return local
         try:
@@ -316,8 +467,9 @@ class Spool:
         place = self.pins / number
         if (place / _BESIDE).is_symlink():
             beside = Path(os.readlink(place / _BESIDE))
-            _remove(beside)
-            _rmdir(beside.parent)
+            if beside.parts[-2:] == (index.FOLDER_NAME, f"{self.folder.name}-{number}"):
+                _remove(beside)
+                _rmdir(beside.parent)
         _remove(place)
 
     def _is_inside(self, pin: Path) -> bool:
@@ -333,10 +485,13 @@ class Spool:
 
     def _write(self, place: Path, job: Job, durable: bool) -> None:
         temporary = self.tmp / place.name
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        content = job.to_dict()
+        if not self.is_trusted:  # what somebody else has written does not become ours
+            content = sealed(content, self._about(place.name))
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
             with open(handle, "w", encoding="utf-8") as file:
-                file.write(job.to_json())
+                file.write(json.dumps(content, indent=1, default=str))
                 file.flush()
                 if durable:
                     os.fsync(handle)
@@ -366,14 +521,6 @@ def left_behind() -> dict[Path, int]:
     return left
 
 
-def measure(path: Path) -> tuple[int, str]:
-    """Return the size of a file, or of all files of a folder, and a stamp that tells changes."""
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    stats = [file.stat() for file in files]
-    newest_ns = max((stat.st_mtime_ns for stat in stats), default=0)
-    return sum(stat.st_size for stat in stats), f"{len(files)}-{newest_ns}"
-
-
 def _link(source: Path, target: Path) -> None:
     """Link a file, or every file of a folder."""
     if not source.is_dir():
@@ -390,9 +537,20 @@ def _link(source: Path, target: Path) -> None:
 
 def _listdir(folder: Path) -> list[str]:
     try:
-        return os.listdir(folder)
-    except FileNotFoundError:
+        return [] if folder.is_symlink() else os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def _text(file: Path) -> str:
+    """Read a small file that is none of a link, a pipe or a device."""
+    handle = os.open(
+        file, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    )
+    with open(handle, encoding="utf-8") as content:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise SpoolCorruptError(f"{file.name} is no file")
+        return content.read(_LONGEST_JOB)
 
 
 def _remove(path: Path) -> None:

@@ -12,10 +12,15 @@ from pathlib import Path
 FOLDER_NAME = ".lamin_spool"
 
 
-def index_folder() -> Path:
-    """Return the folder of the links, by the XDG base directory specification."""
+def state_folder() -> Path:
+    """Return where this user's own notes lie, by the XDG base directory specification."""
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(state) / "lamin-train" / "spools"
+    return Path(state) / "lamin-train"
+
+
+def index_folder() -> Path:
+    """Return the folder of the links."""
+    return state_folder() / "spools"
 
 
 def remember(spool: Path) -> None:

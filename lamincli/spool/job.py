@@ -1,16 +1,20 @@
 """The intent to publish, as one JSON file that needs no trainer to be understood."""
 
 import json
+import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from lamincli.errors import SpoolCorruptError, SpoolVersionError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Version of the job files. One that is newer is parked; every older one stays readable."""
 
 Action = Literal["begin", "save", "remove", "annotate", "close"]
 _ACTIONS: tuple[Action, ...] = get_args(Action)
+_NAMES = ("run", "uid", "storage", "kind")  # files and folders are named after them
+_NAME = re.compile(r"[A-Za-z0-9_-]*")
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,9 @@ class Job:
         pin: The file to publish; relative to the spool, absolute where it lies beside the
             checkpoint, empty for a file that is registered in place.
         size_bytes: Size of the file, of all files of a folder.
-        stamp: Changes when the pinned content is written over.
+        stamp: Changes when the pinned content is written over, copied, or may have been lost.
+        digest: Hash of the content, by which a copy is known; empty until it is computed.
+        project: The folder of the project when the job was made; it may have moved since.
         callback: Which callback's checkpoint this is; flags and ranks are shared within it.
         is_best: Whether it was the best checkpoint when it was saved.
         mode: ``min`` or ``max``, which of the scores is the best.
@@ -66,6 +72,8 @@ class Job:
     pin: str = ""
     size_bytes: int = 0
     stamp: str = ""
+    digest: str = ""
+    project: str = ""
     callback: str = ""
     is_best: bool = False
     mode: str = "min"
@@ -80,25 +88,30 @@ class Job:
         """Whether the file is registered where it lies, and not stored a second time."""
         return "://" in self.local_path
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the job as the content of its file."""
+        return {"version": SCHEMA_VERSION, **asdict(self)}
+
     def to_json(self) -> str:
-        """Return the job as the text of its file."""
-        content = {"version": SCHEMA_VERSION, **asdict(self)}
+        """Return the job as text."""
         # What JSON does not know, as a date, becomes its text.
-        return json.dumps(content, indent=1, default=str)
+        return json.dumps(self.to_dict(), indent=1, default=str)
 
     @classmethod
     def from_json(cls, text: str) -> "Job":
-        """Read the text of a job file.
+        """Read the text of a job file; raises as `content_of` and `from_dict` do."""
+        return cls.from_dict(content_of(text))
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "Job":
+        """Read the content of a job file.
 
         Raises:
-            SpoolCorruptError: It is torn, empty, or no job.
+            SpoolCorruptError: It is no job.
             SpoolVersionError: It was written by a newer lamin-train.
         """
-        try:
-            content = json.loads(text)
-        except ValueError as error:
-            raise SpoolCorruptError(f"it is no job file: {error}") from error
-        if not isinstance(content, dict) or not isinstance(content.get("version"), int):
+        content = dict(content)
+        if not isinstance(content.get("version"), int):
             raise SpoolCorruptError("it is no job file: it has no version")
         if content.pop("version") > SCHEMA_VERSION:
             raise SpoolVersionError("it was written by a newer lamin-train; upgrade and sync again")
@@ -115,4 +128,22 @@ class Job:
                 raise SpoolCorruptError(f"its {name} is {getattr(job, name)!r}")
         if job.action not in _ACTIONS:
             raise SpoolCorruptError(f"its action is {job.action!r}")
+        for name in _NAMES:
+            if not _NAME.fullmatch(value := getattr(job, name)):
+                raise SpoolCorruptError(f"its {name} is {value!r}")
         return job
+
+
+def content_of(text: str) -> dict[str, Any]:
+    """Return the content of a job file, with its seal.
+
+    Raises:
+        SpoolCorruptError: It is torn or empty.
+    """
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise SpoolCorruptError(f"it is no job file: {error}") from error
+    if not isinstance(content, dict):
+        raise SpoolCorruptError("it is no job file: it has no version")
+    return content

@@ -16,7 +16,7 @@ from lamincli.errors import ContentChangedError, RecordError
 from lamincli.features import EXTRA_DATA_KEY as OURS
 from lamincli.registry.base import Registry
 from lamincli.spool import Job
-from lamincli.spool.folder import measure
+from lamincli.spool.content import measure
 
 BEGAN = datetime(2026, 1, 1, tzinfo=timezone.utc)
 

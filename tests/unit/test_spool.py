@@ -57,7 +57,7 @@ def test_older_fields_may_be_missing():
         (job().to_json().replace('"save"', '"explode"'), SpoolCorruptError, "action"),
         (job().to_json().replace('"k/a.ckpt"', "7"), SpoolCorruptError, "its key is 7"),
         (job().to_json().replace('"uid"', '"colour"'), SpoolCorruptError, "unknown fields: colour"),
-        (job().to_json().replace('"version": 2', '"version": 99'), SpoolVersionError, "upgrade"),
+        (job().to_json().replace('"version": 3', '"version": 99'), SpoolVersionError, "upgrade"),
     ],
 )
 def test_what_is_no_job_is_refused(text, error, why):
@@ -192,7 +192,7 @@ def test_recovery_after_a_crash(spool, checkpoint):
         ("00000007.json", "{torn"),
         ("00000007.json", "\udcff"),
         ("notes.txt", "written by somebody"),
-        ("00000007.json", job().to_json().replace('"version": 2', '"version": 3')),
+        ("00000007.json", job().to_json().replace('"version": 3', '"version": 4')),
     ],
 )
 def test_what_is_no_job_is_parked_and_blocks_nothing(spool, checkpoint, name, text):
