@@ -145,6 +145,8 @@ def _connect(instance: str | None, create: bool) -> str:
             import lamindb  # noqa: F401  connects on import
 
             return str(settings.instance.slug)
+        if not create:
+            _check_is_known(DEFAULT_FOLDER.absolute())
         return _connect_folder(DEFAULT_FOLDER, create)
     if _names_a_folder(instance):
         return _connect_folder(Path(os.path.expanduser(instance)), create)
@@ -196,6 +198,40 @@ def _check_is_there(instance: Any) -> None:
             f"LaminDB instance {instance.slug} is gone: there is no database in {folder}. Restore "
             f"the folder, or start a new instance there with --lamin.instance {_relative(folder)}."
         )
+
+
+def _check_is_known(folder: Path) -> None:
+    """Refuse to act on what an instance holds that came with a clone or an archive.
+
+    Raises:
+        InstanceError: This user has not used it before.
+    """
+    if not _is_complete(folder):
+        return
+    mark = _mark_of(folder)
+    if UUID(mark["instance_id"]).hex not in _known_ids():
+        raise InstanceError(
+            f"{_relative(folder)} holds LaminDB instance {mark['instance_slug']}, which you have "
+            "not used before: it may have come with a clone or an archive. If you trust it, name "
+            f"it: --lamin.instance ./{_relative(folder)}"
+        )
+
+
+def _known_ids() -> set[str]:
+    """Return the ids of the instances that this user has used on this machine."""
+    from lamindb_setup.core._settings_store import InstanceSettingsStore, settings_dir
+
+    known = set()
+    for file in settings_dir.glob("instance--*--*.env"):
+        with suppress(ValueError, KeyError, TypeError, OSError):  # of another version, or torn
+            known.add(InstanceSettingsStore.from_env_file(file, "lamindb_instance_").id)
+    return known
+
+
+def _mark_of(folder: Path) -> dict[str, str]:
+    """Return what the file by which lamindb marks a storage says of its instance."""
+    lines = (folder / _MARK).read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines if "=" in line)
 
 
 def _creating(folder: Path) -> FileLock:
@@ -275,9 +311,7 @@ def _settings_of_folder(folder: Path) -> Any:
     from lamindb_setup.core._settings_storage import StorageSettings
     from lamindb_setup.core._settings_store import instance_settings_file
 
-    mark = dict(
-        line.split("=", 1) for line in (folder / _MARK).read_text().splitlines() if "=" in line
-    )
+    mark = _mark_of(folder)
     owner, name = mark["instance_slug"].split("/")
     file = instance_settings_file(name, owner)
     if file.exists():

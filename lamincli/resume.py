@@ -22,6 +22,7 @@ from lamincli.process import ProcessIdentity, fit_number, is_restarted, job_id
 from lamincli.redaction import redact_argv
 from lamincli.references import LATEST, References, find_run, is_here, known_file
 from lamincli.spool import Job, Spool
+from lamincli.spool.seal import is_ours, sealed
 
 AUTO = "auto"
 RUN_FILE = Path(".lamin_run.json")
@@ -283,7 +284,8 @@ def _with_checkpoint(run: Any, is_auto: bool, known: KnownJob | None = None) -> 
 def remember(run_uid: str, slug: str) -> None:
     """Let ``auto`` find the run of this folder where no scheduler names the job."""
     try:
-        RUN_FILE.write_text(json.dumps({"run": run_uid, "instance": slug}) + "\n")
+        note = sealed({"run": run_uid, "instance": slug}, RUN_FILE.name)
+        RUN_FILE.write_text(json.dumps(note) + "\n")
     except OSError as error:
         console.warn(f"--lamin.resume auto will not find this run again: {error}")
 
@@ -344,11 +346,18 @@ def _noted_in_folder() -> tuple[str, str]:
     """Return the run of this folder, and its instance."""
     try:
         note = json.loads(RUN_FILE.read_text())
-        return note["run"], note["instance"]
+        run, instance = note["run"], note["instance"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"{RUN_FILE.absolute()} cannot be read. Remove it to start a new run."
         ) from error
+    if not is_ours(note, RUN_FILE.name):
+        raise UsageError(
+            f"{RUN_FILE.absolute()} names run {run}, and was not written by your lamin-train, but "
+            "by another user, another machine or an earlier version. Remove the file to start a "
+            f"new run, or resume that one: --lamin.resume {run}"
+        )
+    return run, instance
 
 
 def _check(run: Any) -> None:

@@ -11,7 +11,7 @@ from lamincli import console
 from lamincli.errors import InstanceError, first_line
 from lamincli.instance import DEFAULT_FOLDER, connected
 from lamincli.publisher import Publisher
-from lamincli.spool import Job, Spool, known_spools, spools_below
+from lamincli.spool import Entry, Job, Spool, known_spools, spools_below
 
 
 def main(words: Sequence[str]) -> int:
@@ -27,7 +27,8 @@ def main(words: Sequence[str]) -> int:
         prog="lamin-train sync",
         description="Publish the checkpoints that earlier trainings saved and LaminDB does not "
         "have yet, those of crashed ones included. Jobs that were set aside are tried again. Safe "
-        "while a training is running, and to repeat.",
+        "while a training is running, and to repeat. What your own lamin-train has not written, as "
+        "in a clone, an archive or a colleague's folder, is only listed.",
     )
     parser.add_argument(
         "folder",
@@ -36,7 +37,13 @@ def main(words: Sequence[str]) -> int:
         help="only what was left in this project folder, or in this spool; the default is all "
         "that this user has left on this machine",
     )
-    parser.add_argument("--dry-run", action="store_true", help="only list what would be published")
+    parser.add_argument("--dry-run", action="store_true", help="only list what would be done")
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="also publish what somebody else, another machine or an earlier version has left in "
+        "FOLDER, into the instance that it names; look at it first with --dry-run",
+    )
     parser.add_argument(
         "--discard",
         action="store_true",
@@ -44,9 +51,10 @@ def main(words: Sequence[str]) -> int:
         "checkpoints themselves stay where they are",
     )
     options = parser.parse_args(words)
-    if options.discard and options.folder is None:
-        console.fail("--discard needs a folder: lamin-train sync --discard FOLDER")
-        return 2
+    for name in ("discard", "trust"):
+        if getattr(options, name) and options.folder is None:
+            console.fail(f"--{name} needs a folder: lamin-train sync FOLDER --{name}")
+            return 2
     if options.folder is not None and not options.folder.is_dir():
         console.fail(f"There is no folder {options.folder}.")
         return 2
@@ -59,7 +67,7 @@ def main(words: Sequence[str]) -> int:
         console.warn(f"{folder} is left as it is: it is another user's, or on a disk to read only")
         del folders[folder]
     # A run begins after the one that started it.
-    spools = sorted((Spool(folder) for folder in folders), key=_began_at)
+    spools = sorted((_open(folder, options.trust) for folder in folders), key=_began_at)
     if options.dry_run:
         for spool in spools:
             _list(spool)
@@ -73,6 +81,11 @@ def main(words: Sequence[str]) -> int:
     if not any(number for number, _ in left):
         console.say("nothing to publish")
     return 3 if others or any(rest for _, rest in left) else 0
+
+
+def _open(folder: Path, trust: bool) -> Spool:
+    spool = Spool(folder)
+    return Spool(folder, is_trusted=True) if trust and spool.foreign() else spool
 
 
 def _began_at(spool: Spool) -> str:
@@ -92,26 +105,42 @@ def _discard(spool: Spool) -> bool:
 
 
 def _list(spool: Spool) -> None:
-    is_free = spool.lock.acquire()
-    console.say(f"{spool.folder}" + ("" if is_free else " (in use by its training)"))
-    for state in (spool.claimed, spool.ready, spool.deferred):
-        for name in spool.names(state):
-            job = spool.look(state, name)
-            console.say(f"  {name}  {_describe(job)}")
-    for name, job, reason in spool.parked_jobs():
-        console.warn(f"  {name}  {_describe(job)}\n    set aside: {reason}")
-    spool.lock.release()
+    """List every job, with what it does."""
+    console.say(str(spool.folder))
+    reasons = {name: reason for name, _, reason in spool.parked_jobs()}
+    for entry in spool.entries():
+        set_aside = reasons.get(entry.name) if entry.state == "parked" else None
+        is_foreign = entry.job is not None and not entry.is_ours
+        notes = ["not written by your lamin-train"] if is_foreign and not spool.is_trusted else []
+        notes += [f"set aside: {set_aside}"] if set_aside else []
+        about = "".join(f"\n    {note}" for note in notes)
+        show = console.warn if notes else console.say
+        show(f"  {entry.state}/{entry.name}  {_describe(entry.job)}{about}")
 
 
 def _describe(job: Job | None) -> str:
     if job is None:
         return "cannot be read"
+    where = f"{job.instance}, storage {job.storage}" if job.storage else job.instance
     if job.action == "save":
-        return f"save {job.local_path} as {job.key} in {job.instance}, {_size(job.size_bytes)}"
+        file = job.pin or job.local_path
+        return f"save {file} ({_size(job.size_bytes)}) as {job.key} in {where}"
     if job.action == "remove":
-        return f"remove {job.key} from {job.instance}"
+        return f"remove {job.key} from {where}"
     what = f"close as {job.status}" if job.action == "close" else job.action
-    return f"{what} run {job.run} in {job.instance}"
+    return f"{what} run {job.run} in {where}"
+
+
+def _tell_of_foreign(spool: Spool, foreign: list[Entry]) -> None:
+    """List what is not acted on, and say how the user can let it be."""
+    console.warn(
+        f"{spool.folder}: {len(foreign)} job{'s' * (len(foreign) != 1)} not written by your "
+        "lamin-train, but by another user, another machine or an earlier version:"
+    )
+    for entry in foreign:
+        console.say(f"  {entry.state}/{entry.name}  {_describe(entry.job)}")
+    place = shlex.quote(os.path.relpath(spool.folder))
+    console.say(f"nothing was done with them. If you trust them: lamin-train sync {place} --trust")
 
 
 def _size(size_bytes: int) -> str:
@@ -123,6 +152,17 @@ def _size(size_bytes: int) -> str:
 
 def _publish(spool: Spool) -> tuple[int, int]:
     """Publish one spool; returns the numbers of jobs that it had and that are left."""
+    foreign = spool.foreign()
+    if foreign:
+        _tell_of_foreign(spool, foreign)
+    if foreign and not any(entry.is_ours for entry in spool.entries()):
+        return len(foreign), len(foreign)
+    number, left = _publish_ours(spool)
+    return number + len(foreign), left + len(foreign)
+
+
+def _publish_ours(spool: Spool) -> tuple[int, int]:
+    """Publish what may be published of one spool."""
     if not spool.lock.acquire():
         console.say(f"{spool.folder.name}: its own training publishes it")
         return 1, 0
@@ -185,8 +225,8 @@ def _publish_into(spool: Spool, first: Job, slug: str, number: int) -> int:
     ln.context._project = run and run.projects.first()
     try:
         number += begun and close_killed(spool)
-        publisher = Publisher(spool, LaminRegistry(), inline=True)
-        left = publisher.drain()
+        publisher = Publisher(spool, LaminRegistry(is_contained=spool.is_trusted), inline=True)
+        left = publisher.drain() - len(spool.foreign())
         publisher.close()
         if ln.Run.objects.filter(uid=first.run).exists():
             save_left_log(first.run)

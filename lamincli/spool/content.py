@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 _BLOCK_BYTES = 1 << 20
+_PAGE_BYTES = 4096
 
 
 def measure(path: Path) -> tuple[int, str]:
@@ -68,13 +69,14 @@ def _is_written_over(stamp: str, now: str) -> bool:
 def _is_whole(file: Path) -> bool:
     """Tell whether a file is whole, as far as it says: archives have checksums, and are no zeros.
 
-    Checkpoints of torch are zip archives.
+    Checkpoints of torch are zip archives; the shards of `torch.distributed.checkpoint` are several
+    in a row.
     """
     with open(file, "rb") as content:
-        start = content.read(_BLOCK_BYTES)
+        start = content.read(_PAGE_BYTES)
     if start and not any(start):
         return False
-    if not start.startswith(b"PK\x03\x04"):
+    if not start.startswith(b"PK\x03\x04") or file.suffix == ".distcp":
         return True
     try:
         with zipfile.ZipFile(file) as archive:

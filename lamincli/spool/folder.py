@@ -353,6 +353,7 @@ class Spool:
 
     def unpark(self) -> int:
         """Make all parked jobs ready again; returns their number."""
+        self.check()
         names = self.names(self.parked)
         for name in names:
             os.replace(self.parked / name, self.ready / name)
