@@ -130,8 +130,9 @@ class Drainer:
 
     def left(self) -> list[Job]:
         """Return the jobs that are not done yet, parked ones aside."""
-        jobs = [*self._queue.values(), *(job for _, job in list(self._arrived))]
-        return [job for job in [self._current and self._current[1], *jobs] if job is not None]
+        current = self._current  # first: it is back in the queue before it is in hand no more
+        jobs = dict([*([current] if current else ()), *self._queue.items(), *list(self._arrived)])
+        return list(jobs.values())
 
     def waits_for_quiet(self) -> bool:
         """Tell whether what waits needs the interpreter more than it needs disk and network."""

@@ -1,5 +1,6 @@
 """The drainer and its thread, on a registry in memory."""
 
+import os
 import threading
 import time
 from pathlib import Path
@@ -70,6 +71,41 @@ def test_end_of_a_run_waits_for_sync_to_leave_the_spool(folder, registry):
     threading.Timer(0.3, sync.lock.release).start()
     Publisher(Spool(folder), registry).leave(job("", "close"))
     assert [job.action for _, job in Spool(folder).jobs()] == ["close"]
+
+
+@pytest.fixture
+def synced(monkeypatch):
+    """The files and folders that were written to the disk so far, in order."""
+    fsync, paths = os.fsync, []
+
+    def noting(handle):
+        paths.append(os.readlink(f"/proc/self/fd/{handle}"))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    return paths
+
+
+def test_end_of_a_run_outlives_a_power_cut(folder, registry, file, synced):
+    """Or a completed run would be recorded as aborted: nobody sees to it later."""
+    Publisher(Spool(folder), registry).leave(job("log", "close"), file)
+    (name,) = Spool(folder).names()
+    for path in (
+        folder / "ready" / name,
+        folder / "ready",
+        folder / "pins" / "00000001" / file.name,
+    ):
+        assert str(path) in synced
+
+
+def test_job_outlives_a_power_cut_before_it_is_relied_on(folder, registry, file, synced):
+    """A save is not, which would wait for the whole checkpoint: the publisher does it at once."""
+    publisher = Publisher(Spool(folder), registry, is_held=True)
+    publisher.defer(job("history", kind="history", local_path=str(file)))
+    publisher.add(job("a"), file)
+    publisher.close()
+    for name in ("ready/00000001.json", "ready", "pins/00000001", "deferred/history.json"):
+        assert str(folder / name) in synced
 
 
 def test_retries_are_ever_further_apart(drainer, registry, file):
