@@ -5,6 +5,8 @@ LaminDB. The one of the latest step is taken; one that is torn is passed over.
 """
 
 import json
+import os
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -146,6 +148,7 @@ def find(word: str, slug: str, of_folder: bool = True) -> Resumption | None:
     runs = ln.Run.objects
     if word == LATEST:  # never that of a colleague, whose record it would change
         runs = runs.filter(created_by__uid=ln.setup.settings.user.uid)
+    _tell_of_foreign(spools_of_runs().values())
     begin_what_waits(slug)
     if word == AUTO:
         run = _of_this_job(runs, slug, of_folder)
@@ -171,6 +174,7 @@ def find_in_spools(word: str, slug: str, of_folder: bool = True) -> Resumption |
         UsageError: As in `find`.
     """
     spools = spools_of_runs()
+    _tell_of_foreign(spools.values())
     began = {uid: beginning_in(folder) for uid, folder in spools.items()}
     if word == AUTO:
         noted = [_noted_in_folder()[0]] if of_folder and RUN_FILE.exists() else []
@@ -206,6 +210,17 @@ def find_in_spools(word: str, slug: str, of_folder: bool = True) -> Resumption |
     started = began[found[0]]
     run = stand_in(found[0], started.notes if started else None)
     return _with_checkpoint(run, is_auto=word == AUTO)
+
+
+def _tell_of_foreign(folders: Iterable[Path]) -> None:
+    """Say which spools are not looked into, for their run may be the one that is meant."""
+    for folder in folders:
+        if Spool(folder).foreign():
+            place = shlex.quote(os.path.relpath(folder))
+            console.warn(
+                f"{place} is left alone, because your lamin-train did not write it. If you trust "
+                f"it: lamin-train sync {place} --trust"
+            )
 
 
 def begin_what_waits(slug: str) -> None:
