@@ -9,8 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 RUN_UID_VARIABLE = "LAMIN_TRAIN_RUN_UID"
 """Environment variable by which the uid reaches the processes that a job starts."""
 
@@ -91,6 +89,8 @@ class ProcessIdentity:
             return bool(self.boot_id and self.machine_id)
         if self.pid_namespace != here.pid_namespace:
             return False
+        import psutil  # here, so that looking at a spool needs the standard library only
+
         try:
             # A zombie has ended: only its parent has not noticed yet.
             return (
@@ -199,6 +199,8 @@ def _started_s(pid: int) -> float:
         ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
         return int(ticks) / os.sysconf("SC_CLK_TCK")
     except (OSError, IndexError, ValueError):
+        import psutil
+
         return psutil.Process(pid).create_time()
 
 

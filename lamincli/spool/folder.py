@@ -392,7 +392,7 @@ class Spool:
                 states = (self.claimed, self.parked, self.deferred, self.ready)
                 for folder in (self.pins, self.tmp, *states):
                     _rmdir(folder)
-                (self.folder / "lock").unlink(missing_ok=True)
+                self.lock.remove()
                 _rmdir(self.folder)
                 _rmdir(self.folder.parent)
                 index.forget(self.folder)
@@ -515,7 +515,7 @@ def left_behind() -> dict[Path, int]:
         with contextlib.suppress(OSError):  # an old one, on a disk that is read-only or away
             jobs = len(spool.pending()) + len(spool.names(spool.parked))
             jobs += len(_listdir(spool.deferred))
-            if jobs and spool.lock.acquire():
+            if jobs and spool.lock.holder() is None and spool.lock.acquire():
                 spool.lock.release()
                 left[folder] = jobs
     return left
