@@ -62,9 +62,13 @@ class ProcessIdentity:
     def from_dict(cls, record: Any) -> "ProcessIdentity | None":
         """Read what `to_dict` wrote; `None` if it is something else."""
         try:
-            return cls(**record)
+            process = cls(**record)
         except TypeError:
             return None
+        numbers = (process.pid, process.started_s)
+        words = (process.host, process.machine_id, process.boot_id, process.pid_namespace)
+        is_sound = all(isinstance(number, (int, float)) for number in numbers)
+        return process if is_sound and all(isinstance(word, str) for word in words) else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the identity as JSON."""

@@ -33,6 +33,7 @@ FORGOTTEN_S = 600.0
 """How long it may have been silent by the clock of the file system, before anybody watched."""
 _LARGEST_MARK_BYTES = 10_000
 _ATTEMPTS = 5
+_PLAIN = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
 @dataclass(frozen=True)
@@ -77,10 +78,8 @@ class Holder:
             return None
         if process is None:
             return None
-        words = (holder.what, holder.since, process.host, process.boot_id)
-        numbers = (holder.device, process.pid)
-        is_sound = all(isinstance(word, str) for word in words)
-        return holder if is_sound and all(isinstance(number, int) for number in numbers) else None
+        is_sound = isinstance(holder.what, str) and isinstance(holder.since, str)
+        return holder if is_sound and isinstance(holder.device, int) else None
 
 
 @dataclass(frozen=True)
@@ -110,6 +109,7 @@ class ProcessLock:
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._path = path
         self._clock = clock
+        self._what = "training"
         self._file: int | None = None
         self._mark: Path | None = None
         self._holder: Holder | None = None
@@ -118,17 +118,19 @@ class ProcessLock:
         self._lost = threading.Event()
         self._seen: dict[str, tuple[int, float]] = {}  # marks: their last beat, and when it was new
 
-    def acquire(self, what: str = "training") -> bool:
+    def acquire(self, what: str = "") -> bool:
         """Take the lock, or say that somebody else has it; `holder` says who.
 
         Ask again, a few times a minute, to take the place of one that has ended on another host.
 
         Args:
-            what: What the holder does, for others to know: ``training`` or ``sync``.
+            what: What the holder does, for others to know: ``sync``, or ``training``, which it is
+                until it is said to be something else.
 
         Raises:
             OSError: The files cannot be made or opened.
         """
+        self._what = what or self._what
         with _GUARD:
             if self.held and self._is_in_place():
                 return True
@@ -138,7 +140,7 @@ class ProcessLock:
                 return False  # opening and closing the file here would give up the lock there
             if other is not None:
                 other.release()  # likewise, later
-            return self._acquire(what)
+            return self._acquire()
 
     def release(self) -> None:
         """Give the lock back. Does nothing in a process that was forked from the holder."""
@@ -164,6 +166,11 @@ class ProcessLock:
         is_ours = self._file is not None and self._pid == os.getpid()
         return is_ours and not self._lost.is_set()
 
+    @property
+    def is_removed(self) -> bool:
+        """Whether somebody has removed the files of the lock since it was taken."""
+        return self._file is not None and not _is_at(self._path, self._file)
+
     def holder(self) -> Holder | None:
         """Say who holds the lock, without taking it; `None` if nobody does.
 
@@ -182,17 +189,17 @@ class ProcessLock:
 
     # -- its two halves ----------------------------------------------------------------------
 
-    def _acquire(self, what: str) -> bool:
+    def _acquire(self) -> bool:
         for _ in range(_ATTEMPTS):
             with suppress(FileNotFoundError):  # the holder before has just removed the folder
-                if (is_taken := self._try(what)) is not None:
+                if (is_taken := self._try()) is not None:
                     return is_taken
         return False
 
-    def _try(self, what: str) -> bool | None:
+    def _try(self) -> bool | None:
         """Take the lock; `None` if its file was removed meanwhile."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle = os.open(self._path, os.O_RDWR | os.O_CREAT | _PLAIN, 0o644)
         mark = None
         try:
             is_free = _is_free(handle)
@@ -200,7 +207,7 @@ class ProcessLock:
                 return False
             if not _is_at(self._path, handle):
                 return None
-            mark = self._put_mark(handle, what, has_record_lock=bool(is_free))
+            mark = self._put_mark(handle, has_record_lock=bool(is_free))
         finally:
             if mark is None:
                 os.close(handle)
@@ -214,7 +221,7 @@ class ProcessLock:
         threading.Thread(target=_beat, args=about, name="lamin-train-beat", daemon=True).start()
         return True
 
-    def _put_mark(self, handle: int, what: str, has_record_lock: bool) -> Path | None:
+    def _put_mark(self, handle: int, has_record_lock: bool) -> Path | None:
         """Leave a mark, unless somebody else has one; `None` if so."""
         with suppress(OSError, TypeError, NotImplementedError):
             os.utime(handle)  # what the file system's own clock says now
@@ -224,7 +231,7 @@ class ProcessLock:
             return None
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         device = os.fstat(handle).st_dev
-        self._holder = Holder(what, ProcessIdentity.current(), now, device)
+        self._holder = Holder(self._what, ProcessIdentity.current(), now, device)
         mark = self._path.with_name(f"{self._path.name}.{secrets.token_hex(8)}")
         part = mark.with_name(f"{mark.name}.part")
         try:
@@ -255,9 +262,12 @@ class ProcessLock:
                 continue
             with suppress(OSError):
                 # Opened, for that asks the server anew where attributes are cached.
-                with open(self._path.with_name(name), "rb") as file:
-                    text = file.read(_LARGEST_MARK_BYTES).decode(errors="replace")
-                    beat_ns = os.fstat(file.fileno()).st_mtime_ns
+                handle = os.open(self._path.with_name(name), os.O_RDONLY | _PLAIN)
+                try:
+                    text = os.read(handle, _LARGEST_MARK_BYTES).decode(errors="replace")
+                    beat_ns = os.fstat(handle).st_mtime_ns
+                finally:
+                    os.close(handle)
                 yield _Mark(self._path.with_name(name), Holder.from_json(text), beat_ns)
 
     def _counts_no_more(self, mark: _Mark, now_ns: int, has_record_lock: bool) -> bool:
@@ -295,7 +305,7 @@ class ProcessLock:
     def _is_taken(self) -> bool | None:
         """Tell whether another process has the record lock; `None` where that cannot be known."""
         try:
-            handle = os.open(self._path, os.O_RDWR)
+            handle = os.open(self._path, os.O_RDWR | _PLAIN)
         except OSError:
             return None
         try:
@@ -305,9 +315,7 @@ class ProcessLock:
         return None if is_free is None else not is_free
 
     def _is_in_place(self) -> bool:
-        """Tell whether the files are there still: somebody may have removed the folder."""
-        assert self._file is not None
-        return _is_at(self._path, self._file) and self._mark is not None and self._mark.exists()
+        return not self.is_removed and self._mark is not None and self._mark.exists()
 
 
 _HELD: dict[Path, ProcessLock] = {}  # of this process

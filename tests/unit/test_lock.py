@@ -1,5 +1,6 @@
 """Who holds a spool: with record locks, without them, and with those of one host only."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -328,3 +329,20 @@ def test_any_two_that_come_at_once_are_told_apart(path, monkeypatch):
         if not got:
             break
     assert threading.active_count() < 50
+
+
+@pytest.mark.parametrize("name", ["lock", "lock.0123456789abcdef"])
+def test_what_somebody_else_has_put_there_is_not_followed(path, tmp_path, name):
+    path.parent.mkdir()
+    (path.parent / name).symlink_to(tmp_path / "elsewhere")
+    with contextlib.suppress(OSError):
+        assert ProcessLock(path).acquire()
+    ProcessLock(path).holder()
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_pipe_in_the_place_of_a_mark_hangs_nobody(path):
+    path.parent.mkdir()
+    os.mkfifo(path.with_name("lock.0123456789abcdef"))
+    ProcessLock(path).holder()
+    ProcessLock(path).acquire()
