@@ -56,16 +56,11 @@ class SpooledRun:
         """Spool a job, and leave the spool to whoever publishes.
 
         Raises:
-            OSError: The spool cannot be written, or another process publishes it.
+            OSError: The spool cannot be written.
         """
         spool = Spool(Path(self.folder))
-        if not spool.lock.acquire():
-            raise BlockingIOError(f"{self.folder} is in use by lamin-train sync")
-        try:
-            name, job = spool.add(job, file)
-            spool.make_durable({name: job})
-        finally:
-            spool.lock.release()
+        name, job = spool.add(job, file)
+        spool.make_durable({name: job})
 
 
 def stand_in(uid: str, notes: Mapping[str, Any] | None = None) -> Any:

@@ -9,8 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 RUN_UID_VARIABLE = "LAMIN_TRAIN_RUN_UID"
 """Environment variable by which the uid reaches the processes that a job starts."""
 
@@ -64,9 +62,13 @@ class ProcessIdentity:
     def from_dict(cls, record: Any) -> "ProcessIdentity | None":
         """Read what `to_dict` wrote; `None` if it is something else."""
         try:
-            return cls(**record)
+            process = cls(**record)
         except TypeError:
             return None
+        numbers = (process.pid, process.started_s)
+        words = (process.host, process.machine_id, process.boot_id, process.pid_namespace)
+        is_sound = all(isinstance(number, (int, float)) for number in numbers)
+        return process if is_sound and all(isinstance(word, str) for word in words) else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the identity as JSON."""
@@ -91,6 +93,8 @@ class ProcessIdentity:
             return bool(self.boot_id and self.machine_id)
         if self.pid_namespace != here.pid_namespace:
             return False
+        import psutil  # here, so that looking at a spool needs the standard library only
+
         try:
             # A zombie has ended: only its parent has not noticed yet.
             return (
@@ -199,6 +203,8 @@ def _started_s(pid: int) -> float:
         ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
         return int(ticks) / os.sysconf("SC_CLK_TCK")
     except (OSError, IndexError, ValueError):
+        import psutil
+
         return psutil.Process(pid).create_time()
 
 

@@ -32,7 +32,6 @@ _LIGHT_BYTES = 1 << 20
 _QUIET_S = 0.05
 _LONGEST_REST_S = 30.0
 _AGAIN_S = 0.5
-_LEAVES_WITHIN_S = 10.0
 _IDLE_S = 5.0
 """How long a connection to the registry is kept for the next job."""
 PATIENCE_S = 60.0
@@ -101,42 +100,65 @@ class Drainer:
         self._begun: set[str] = set()  # may have stored their file, so they are not dropped
         self._owners: dict[str, Any] = {}
         self._current: tuple[str, Job] | None = None
+        self._texts: dict[str, str] = {}  # what was pinned in the place of a file
+        self._are_durable: set[str] = set()  # of those that have arrived
+        self._next_number: int | None = None  # of a job that arrives, unless others add too
+        self._not_ours: set[str] = set()  # jobs that others have added, and nobody can do
+        self._times_made = 0  # the folders of the spool, when all in the queue was in them
         self._failures = 0
+        self._found: dict[str, Job] = {}  # by `recover`, and not durable yet
         self._unknown: set[str] = set()  # whose content was looked at, or tried to
         self._races: Counter[str] = Counter()
         self._retry_at_s = 0.0
         self._warned_s: float | None = None
+        self._removed_s: float | None = None
 
     def recover(self) -> None:
         """Take over what an earlier process left in the spool."""
         self.spool.recover()
         self._queue.clear()
         self._arrived.clear()
+        self._are_durable.clear()
+        self._times_made = self.spool.times_made
         for name in self.spool.pending():
             if (job := self.spool.read(name)) is not None:
                 self._queue[name] = job
+        self._found = dict(self._queue)
         self._begun = set(self.spool.names(self.spool.claimed))
         for name in list(self._queue):
             self._supersede(name)
-        self.parked = [
-            (_name(job) if job else name, reason) for name, job, reason in self.spool.parked_jobs()
-        ]
-        self.parked += [(entry.name, NOT_OURS) for entry in self.spool.foreign()]
+        self.parked = self._parked_now()
 
-    def arrive(self, name: str, job: Job, owner: Any = None) -> None:
+    def arrive(self, name: str, job: Job, owner: Any = None, content: str | None = None) -> None:
         """Tell of a job that was just added; may be called from any thread."""
         self._owners[name] = owner
+        if content is not None:
+            self._texts[name] = content
         self._arrived.append((name, job))
 
     def left(self) -> list[Job]:
         """Return the jobs that are not done yet, parked ones aside."""
         current = self._current  # first: it is back in the queue before it is in hand no more
-        jobs = dict([*([current] if current else ()), *self._queue.items(), *list(self._arrived)])
-        return list(jobs.values())
+        known = [*([current] if current else ()), *self._queue.items(), *list(self._arrived)]
+        if not self.spool.lock.held:  # whoever has it may have done some of them
+            there = set(self.spool.pending())
+            known = [(name, job) for name, job in known if name in there]
+        return list(dict(known).values())
+
+    def set_aside(self) -> list[str]:
+        """Name what is left for somebody to act on."""
+        parked = self.parked if self.spool.lock.held else self._parked_now()
+        return [name for name, _ in parked]
+
+    def _parked_now(self) -> list[tuple[str, str]]:
+        jobs = self.spool.parked_jobs()
+        parked = [(_name(job) if job else name, reason) for name, job, reason in jobs]
+        return parked + [(entry.name, NOT_OURS) for entry in self.spool.foreign()]
 
     def waits_for_quiet(self) -> bool:
         """Tell whether what waits needs the interpreter more than it needs disk and network."""
-        return all(job.size_bytes < _LIGHT_BYTES for job in self.left())
+        jobs = [*self._queue.values(), *(job for _, job in list(self._arrived))]
+        return all(job.size_bytes < _LIGHT_BYTES for job in jobs)
 
     def delay_s(self) -> float:
         """Return how long to wait before the next attempt."""
@@ -153,12 +175,19 @@ class Drainer:
             ``done`` after a job, ``idle`` without one, ``waiting`` while the registry is away.
         """
         self.take_in()
+        if self.spool.times_made > self._times_made:
+            self.mend()
+        if not self._queue:
+            self.look()
         if not self._queue or self.is_held:
             return "done" if self._identify() else "idle"
         if not retry_now and self.delay_s() > 0:
             self._identify()
             return "waiting"
         name, job = next(iter(self._queue.items()))
+        if self._has_lost_its_pin(job):
+            self.mend()
+            return "waiting" if self._has_lost_its_pin(self._queue.get(name)) else "done"
         # In hand before it leaves the queue: `left` misses it at no moment.
         self._current, self.busy_since_s = (name, job), self._clock()
         try:
@@ -166,9 +195,11 @@ class Drainer:
             self._begun.add(name)
             del self._queue[name]
             return self._attempt(name, job)
-        except FileNotFoundError:  # somebody has removed the spool, or this job
-            self._queue.pop(name, None)
-            return "done"
+        except FileNotFoundError as error:  # somebody has removed the spool, or this job
+            self._queue = {name: job, **self._queue}
+            self.mend()
+            self._wait(error)
+            return "waiting"
         except OSError as error:  # the spool itself cannot be written
             self._queue = {name: job, **self._queue}
             self._wait(error)
@@ -221,6 +252,7 @@ class Drainer:
         self.spool.finish(name)
         self._begun.discard(name)
         self._races.pop(name, None)
+        self._texts.pop(name, None)
         owner = self._owners.pop(name, None)
         if artifact is not None:
             self.published.append(Published(decided, artifact, owner))
@@ -265,21 +297,97 @@ class Drainer:
 
     def take_in(self) -> None:
         """Take in what has arrived, and let it outlive a power cut."""
-        if not self._arrived:
+        if not self._arrived and not self._found:
             return
-        arrived = {}
+        arrived, self._found = self._found, {}
         while self._arrived:
             name, job = self._arrived[0]
+            has_gap = self._next_number not in (None, _number((name, job)))
             self._queue[name] = arrived[name] = job
             self._arrived.popleft()
+            self._next_number = _number((name, job)) + 1
+            if has_gap:  # another process has added some before it
+                self.look()
             self._supersede(name)
             self._make_room()
         self.spool.make_durable({name: job for name, job in arrived.items() if name in self._queue})
+        self._are_durable.clear()
+
+    def make_durable(self) -> None:
+        """Let what has arrived outlive a power cut, while another process has the spool."""
+        arrived = {n: job for n, job in list(self._arrived) if n not in self._are_durable}
+        if arrived:
+            self.spool.make_durable(arrived)
+            self._are_durable |= arrived.keys()
+
+    def look(self) -> None:
+        """Take in what other processes have added."""
+        found = {}
+        for name in self.spool.added_by_others():
+            if name in self._queue or name in self._not_ours:
+                continue
+            if (job := self.spool.read(name)) is not None:
+                found[name] = job
+            else:
+                self._not_ours.add(name)
+        if found:
+            self._queue = dict(sorted([*self._queue.items(), *found.items()], key=_number))
+            self.spool.make_durable(found)
+            for name in list(self._queue):
+                self._supersede(name)
+
+    # -- what somebody has removed -----------------------------------------------------------
+
+    def mend(self) -> None:
+        """Put back what somebody has removed of the jobs that wait, and say so once."""
+        is_new = self.spool.times_made > self._times_made
+        missing = self._missing()
+        if not (is_new or missing) or not self.spool.lock.acquire():
+            return
+        before = len(self.parked)
+        try:
+            self.spool.reopen()
+            for name, job in missing:
+                if (mended := self.spool.mend(name, job, self._texts.get(name))) is not None:
+                    self._queue[name] = mended
+                    continue
+                reason = f"it was removed from the spool, and {job.local_path} is not what it was"
+                self.spool.set_aside(name, job, reason)
+                self._forget(name)
+                self.parked.append((_name(job), reason))
+            self._times_made = self.spool.times_made
+        except OSError as error:  # the disk is full, perhaps
+            self._times_made = -1
+            self._wait(error)
+        if missing:
+            self._tell_of_removal([name for name, _ in self.parked[before:]])
+
+    def _tell_of_removal(self, lost: list[str]) -> None:
+        now_s = self._clock()
+        if self._removed_s is None or now_s - self._removed_s >= _WARN_EVERY_S:
+            self._removed_s = now_s
+            console.warn(
+                f"{self.spool.folder} was removed, all or in part, while this process uses it. It "
+                "is made anew, with all that is on the disk still"
+            )
+        if lost:
+            console.warn(f"lost with it, for the files are gone too: {', '.join(lost)}")
+
+    def _missing(self) -> list[tuple[str, Job]]:
+        there = set(self.spool.pending()) if self._queue else set()
+        return [
+            (name, job)
+            for name, job in self._queue.items()
+            if name not in there or self._has_lost_its_pin(job)
+        ]
+
+    def _has_lost_its_pin(self, job: Job | None) -> bool:
+        return job is not None and job.pin != "" and not (self.spool.folder / job.pin).exists()
 
     def _supersede(self, name: str) -> None:
         """Drop the waiting saves that a removal, or a newer save of the same key, makes void."""
-        job = self._queue[name]
-        if job.action not in ("save", "remove"):
+        job = self._queue.get(name)
+        if job is None or job.action not in ("save", "remove"):
             return
         for older, other in list(self._queue.items()):
             if older == name:
@@ -318,10 +426,18 @@ class Drainer:
                 console.warn(f"the spool is full: {job.local_path} is not published")
 
     def _drop(self, name: str) -> None:
-        del self._queue[name]
         with suppress(OSError):
             self.spool.drop(name)
+        self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        del self._queue[name]
         self._owners.pop(name, None)
+        self._texts.pop(name, None)
+
+
+def _number(entry: tuple[str, Job]) -> int:
+    return int(entry[0].partition(".")[0])
 
 
 def _name(job: Job) -> str:
@@ -409,7 +525,7 @@ class Publisher:
 
     def left(self) -> list[str]:
         """Name what is not done, parked jobs among it: the local paths of files, in most cases."""
-        return [*map(_name, self._waiting()), *(name for name, _ in self._drainer.parked)]
+        return [*map(_name, self._waiting()), *self._drainer.set_aside()]
 
     @contextmanager
     def saving(self) -> Iterator[None]:
@@ -426,7 +542,8 @@ class Publisher:
     ) -> None:
         """Spool a job; it is published soon. May be called from any thread.
 
-        A full disk is no error: the job is kept in memory and spooled as soon as that is possible.
+        It is in the spool on return, also while another process publishes that. A full disk is no
+        error: the job is kept in memory and spooled as soon as that is possible.
         """
         self._given_up = False
         try:
@@ -448,9 +565,7 @@ class Publisher:
 
     def defer(self, job: Job) -> None:
         """Let `sync` publish a file that is still being written, if this process is killed."""
-        with suppress(OSError), self._adding:
-            if not self.spool.lock.held:
-                self._own_spool()
+        with suppress(OSError):
             self.spool.defer(job)
 
     def publish(
@@ -482,22 +597,22 @@ class Publisher:
             The number of jobs that are left.
         """
         with suppress(OSError), self._adding:
-            self._take_over()
             self._spool_unsaved()
+        self._take_over()
         if self._drainer.is_held:
             self._step()
-        if self._given_up or self._drainer.is_held or not self._waiting():
+        if self._given_up or self._drainer.is_held or not self._waiting_anew():
             return len(self.left())
         self._is_skipping, self._is_draining = False, True
         self._drainer.hope()
-        began_s = time.monotonic()
         ends_s = time.monotonic() + (limit_s if limit_s is not None else float("inf"))
         if not self._inline:
             self._start()
         self._wake.set()
         try:
             with console.publishing() as show:
-                while jobs := self._waiting():
+                waits = _Wait(self.spool)
+                while jobs := self._waiting_anew():
                     files = [job.size_bytes for job in jobs if job.action == "save"]
                     show(len(files), sum(files))
                     if not self._inline:
@@ -507,7 +622,7 @@ class Publisher:
                         time.sleep(min(0.2, self._drainer.delay_s() or 0.02))
                     if self._is_skipping or time.monotonic() > ends_s:
                         break
-                    if self._is_away(patience_s) or self._is_locked_out(began_s, patience_s):
+                    if self._is_away(patience_s) or waits.for_longer_than(patience_s, len(jobs)):
                         break
                 show(0, 0)
         except KeyboardInterrupt:
@@ -525,18 +640,11 @@ class Publisher:
         """Spool a job for `sync`, without trying to publish it now.
 
         Raises:
-            OSError: The disk is full, or `sync` has the spool and does not come to its end.
+            OSError: The disk is full.
         """
-        until_s = time.monotonic() + _LEAVES_WITHIN_S
         with self._adding:
             self._unsaved.append((job, file, None, None))
-            while self._unsaved:
-                try:
-                    self._spool_unsaved(is_durable=True)
-                except BlockingIOError:
-                    if time.monotonic() > until_s:
-                        raise
-                    time.sleep(0.1)
+            self._spool_unsaved(is_durable=True)
         self._given_up = True
         self.close()
 
@@ -551,7 +659,11 @@ class Publisher:
         self._thread = None
         atexit.unregister(self._at_exit)
         with suppress(OSError):
-            self._drainer.take_in()
+            if self.spool.lock.held:
+                self._drainer.take_in()
+                self._drainer.mend()
+            else:
+                self._drainer.make_durable()
         self.spool.close()
         if not self.left():
             self._of_process.pop(self.spool.folder, None)
@@ -560,13 +672,34 @@ class Publisher:
 
     def _take_over(self) -> None:
         """Take what another process of this job has left, as a rank that a strategy spawned."""
-        if self.spool.folder.exists() and not self.spool.lock.held and not self._given_up:
-            self._own_spool()
+        if self.spool.lock.held:
+            if self._mutex.acquire(blocking=False):  # else the thread is at work with it
+                try:
+                    self._drainer.mend()
+                finally:
+                    self._mutex.release()
+        elif self.spool.folder.exists() and not self._given_up:
+            with suppress(OSError), self._mutex:
+                self._own()
 
-    def _own_spool(self) -> None:
-        if not self.spool.lock.acquire():
-            raise BlockingIOError(f"{self.spool.folder} is in use by lamin-train sync")
-        self._drainer.recover()
+    def _own(self) -> bool:
+        """Hold the lock, with all that is in the spool; called with `_mutex` held.
+
+        Returns:
+            Whether this process has it. Else another one publishes, and what is added here too.
+        """
+        lock = self.spool.lock
+        if lock.held:
+            return True
+        with self._adding:
+            is_removed = lock.is_removed
+            if not lock.acquire():
+                return False
+            if is_removed:
+                self._drainer.mend()
+            else:
+                self._drainer.recover()
+            return True
 
     def _spool_unsaved(self, is_durable: bool = False) -> None:
         """Spool what could not be spooled before; called with `_adding` held.
@@ -577,8 +710,6 @@ class Publisher:
         Raises:
             OSError: Some jobs are kept for the next call.
         """
-        if self._unsaved and not self.spool.lock.held:
-            self._own_spool()
         failure: OSError | None = None
         for entry in list(self._unsaved):
             job, file, content, owner = entry
@@ -592,7 +723,7 @@ class Publisher:
                 else:
                     failure = error
                 continue
-            self._drainer.arrive(name, job, owner)
+            self._drainer.arrive(name, job, owner, content)
             self._unsaved.remove(entry)
         if failure is not None:
             raise failure
@@ -600,8 +731,13 @@ class Publisher:
     def _waiting(self) -> list[Job]:
         return [*self._drainer.left(), *(job for job, *_ in list(self._unsaved))]
 
-    def _is_locked_out(self, began_s: float, patience_s: float) -> bool:
-        return bool(self._unsaved) and time.monotonic() - began_s > patience_s
+    def _waiting_anew(self) -> list[Job]:
+        """Return what waits, with what other processes have added."""
+        if not (waiting := self._waiting()) and self.spool.lock.held:
+            with self._mutex, suppress(OSError):
+                self._drainer.look()
+            return self._waiting()
+        return waiting
 
     def _start(self) -> None:
         if self._thread is not None and self._thread.is_alive() and not self._stopping.is_set():
@@ -620,6 +756,8 @@ class Publisher:
                     self._wait_for_a_job()
                 elif outcome == "waiting":
                     self._stopping.wait(min(0.2, self._drainer.delay_s()))
+                elif outcome == "elsewhere":
+                    self._stopping.wait(_AGAIN_S)
         finally:
             with suppress(Exception):
                 self._drainer.registry.disconnect()
@@ -646,21 +784,30 @@ class Publisher:
                 return
             time.sleep(0.005)
 
-    def _step(self) -> Outcome:
+    def _step(self) -> Outcome | Literal["elsewhere"]:
         """Spool what could not be spooled before, and do one job."""
         if self._unsaved:
             with suppress(OSError), self._adding:
                 self._spool_unsaved()
         with self._mutex:
-            return self._drainer.step()
+            return self._step_if_own()
+
+    def _step_if_own(self) -> Outcome | Literal["elsewhere"]:
+        with suppress(OSError):
+            if self._own():
+                return self._drainer.step()
+            self._drainer.make_durable()
+        return "elsewhere"
 
     def _drain_here(self) -> None:
         with self._mutex:
-            while self._drainer.step() == "done":
+            while self._step_if_own() == "done":
                 pass
 
     def _is_away(self, patience_s: float) -> bool:
         drainer, now_s = self._drainer, time.monotonic()
+        if not self.spool.lock.held:
+            return False
         if drainer.failing_since_s is not None:
             return now_s - drainer.failing_since_s > patience_s
         current = drainer._current
@@ -675,6 +822,38 @@ class Publisher:
         if left := self.drain():
             console.warn(f"{left} jobs are not in LaminDB yet; publish them with lamin-train sync")
         self.close()
+
+
+class _Wait:
+    """Waiting for the process that publishes in the place of this one.
+
+    Args:
+        spool: What it publishes.
+    """
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+        self._since_s: float | None = None
+        self._left = 0
+
+    def for_longer_than(self, patience_s: float, left: int) -> bool:
+        """Tell whether that process has done nothing for so long; say once who it is.
+
+        Args:
+            patience_s: Seconds.
+            left: How many jobs are left by now.
+        """
+        if self._spool.lock.held:
+            self._since_s = None
+            return False
+        now_s = time.monotonic()
+        if self._since_s is None:
+            holder = self._spool.lock.holder()
+            if holder is not None:
+                console.say(f"run {self._spool.folder.name} is being published by {holder}")
+        if self._since_s is None or left != self._left:
+            self._since_s, self._left = now_s, left
+        return now_s - self._since_s > patience_s
 
 
 def is_draining() -> bool:

@@ -56,6 +56,30 @@ def why_changed(path: Path, size_bytes: int, stamp: str, known_digest: str) -> s
     return None if torn is None else f"{torn.name} is torn"
 
 
+def is_certainly_same(path: Path, size_bytes: int, stamp: str, known_digest: str) -> bool:
+    """Tell whether a file is what was pinned, for sure: where its pin is gone.
+
+    A hard link has the stamp of its pin; of a folder, whose pin is another folder of links, all but
+    the number of the folder itself.
+    """
+    try:
+        size_now, stamp_now = measure(path)
+        if size_now != size_bytes:
+            return False
+        if stamp == stamp_now or (path.is_dir() and _without_inode(stamp, stamp_now)):
+            return True
+        return bool(known_digest) and digest(path) == known_digest
+    except OSError:
+        return False
+
+
+def _without_inode(stamp: str, now: str) -> bool:
+    parts = [text.split("-") for text in (stamp, now)]
+    return all(len(part) == 4 for part in parts) and all(
+        parts[0][i] == parts[1][i] for i in (0, 1, 3)
+    )
+
+
 def _is_same(stamp: str, now: str) -> bool:
     # Up to version 2 of the jobs, a stamp had its first two parts.
     return stamp == now or (stamp.count("-") == 1 and now.startswith(f"{stamp}-"))

@@ -8,18 +8,19 @@ import re
 import shutil
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 from lamincli.errors import (
     SpoolCorruptError,
     SpoolVersionError,
     UntrustedError,
 )
-from lamincli.spool import foreign, index
-from lamincli.spool.content import digest, measure, why_changed
+from lamincli.spool import adding, foreign, index
+from lamincli.spool.content import digest, is_certainly_same, measure, why_changed
 from lamincli.spool.job import Action, Job, content_of
 from lamincli.spool.lock import ProcessLock
 from lamincli.spool.seal import FIELD, is_ours, sealed
@@ -34,6 +35,9 @@ _AT_ONCE_BYTES = 1 << 16
 _LONGEST_JOB = 1 << 26
 _PLAIN = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 NOT_OURS = "it was not written by your lamin-train"
+_ATTEMPTS = 5
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,10 @@ class Entry:
 class Spool:
     """The queue of one run on disk.
 
-    One process at a time adds and publishes: the one that holds the lock. Every change of state is
-    one rename, so a process that is killed at any instruction leaves a spool that `recover` puts
-    right: a pin without a job goes, and a claimed job is done once more.
+    Any process may add, at any time; one at a time publishes, the one that holds the lock. Every
+    change of state is one rename, so a process that is killed at any instruction leaves a spool
+    that `recover` puts right: a pin without a job goes, and a claimed job is done once more.
+    A folder that somebody removes meanwhile is made anew by whoever adds next.
 
     Only jobs that this user's own lamin-train has written are acted on. Others are left as they
     are, unless the user trusts them; then they may do what `foreign.contained` leaves of them.
@@ -78,8 +83,12 @@ class Spool:
         self.deferred = self.folder / "deferred"
         self.tmp = self.folder / "tmp"
         self.lock = ProcessLock(self.folder / "lock")
-        self._last: int | None = None
-        self._adding = threading.Lock()
+        self.times_made = 0
+        """How often the folders were made, or found: again after somebody has removed them."""
+        self._numbers = adding.Numbers(self.folder / "last")
+        self._own: set[int] = set()  # numbers that were taken here
+        self._deferred: dict[str, Job] = {}
+        self._adding = threading.RLock()
 
     # -- the training's side -----------------------------------------------------------------
 
@@ -101,45 +110,73 @@ class Spool:
             until the whole checkpoint is on the disk.
         """
         with self._adding:
-            if self._last is None:
-                self._open()
-            assert self._last is not None
-            number = f"{self._last + 1:08d}"
-            try:
-                if file is not None:
-                    pin = self._pin(number, file, content)
-                    size_bytes, stamp = measure(pin)
-                    place = str(pin.relative_to(self.folder)) if self._is_inside(pin) else str(pin)
-                    job = replace(job, pin=place, size_bytes=size_bytes, stamp=stamp)
-                    if size_bytes <= _AT_ONCE_BYTES:
-                        job = replace(job, digest=digest(pin))
-                self._write(self.ready / f"{number}.json", job, durable=False)
-            except BaseException:
+            source = file if content is None else None
+            return self._in_its_folders(lambda: self._add(job, file, content), source)
+
+    def _add(self, job: Job, file: Path | None, content: str | None) -> tuple[str, Job]:
+        self._own.add(taken := self._numbers.take())
+        number = f"{taken:08d}"
+        try:
+            if file is not None:
+                adding.begin(self.tmp, number)
+                job = self._pinned(number, job, file, content)
+            self._write(self.ready / f"{number}.json", job, durable=False)
+        except BaseException:
+            with contextlib.suppress(OSError):
                 self._remove_pin(number)
-                raise
-            self._last += 1
-            return f"{number}.json", job
+                self._numbers.give_back(taken)
+            self._own.discard(taken)
+            raise
+        finally:
+            if file is not None:
+                with contextlib.suppress(OSError):
+                    adding.end(self.tmp, number)
+        return f"{number}.json", job
+
+    def _pinned(self, number: str, job: Job, file: Path, content: str | None) -> Job:
+        pin = self._pin(number, file, content)
+        size_bytes, stamp = measure(pin)
+        place = str(pin.relative_to(self.folder)) if self._is_inside(pin) else str(pin)
+        job = replace(job, pin=place, size_bytes=size_bytes, stamp=stamp)
+        return replace(job, digest=digest(pin)) if size_bytes <= _AT_ONCE_BYTES else job
 
     def defer(self, job: Job) -> None:
         """Note a job for a file that is still being written, in case this process is killed.
 
-        `recover` makes it ready, with the file as it then is. `undefer` forgets it.
+        `recover` makes it ready then, with the file as it is. `undefer` forgets it.
         """
+        self._deferred[job.kind] = replace(job, project=str(self.project))
         with self._adding:
-            if self._last is None:
-                self._open()
+            self._in_its_folders(self._write_deferred)
+
+    def _write_deferred(self) -> None:
+        for kind, job in self._deferred.items():
             self.deferred.mkdir(exist_ok=True)
-            job = replace(job, project=str(self.project))
-            self._write(self.deferred / f"{job.kind}.json", job, durable=False)
+            adding.begin(self.tmp, kind)
+            self._write(self.deferred / f"{kind}.json", job, durable=False)
 
     def undefer(self, kind: str) -> None:
         """Forget a deferred job: its file is complete, and has a job of its own."""
+        self._deferred.pop(kind, None)
         (self.deferred / f"{kind}.json").unlink(missing_ok=True)
+        adding.end(self.tmp, kind)
 
     @property
     def project(self) -> Path:
         """The folder of the project in which the spool lies."""
         return self.folder.parents[1]
+
+    def _in_its_folders(self, step: Callable[[], _T], file: Path | None = None) -> _T:
+        """Take a step, with the folders made before it, or anew: somebody may remove them."""
+        for attempt in range(_ATTEMPTS):
+            try:
+                if attempt or not self.times_made:
+                    self._open()
+                return step()
+            except (FileNotFoundError, NotADirectoryError):
+                if attempt == _ATTEMPTS - 1 or (file is not None and not file.exists()):
+                    raise
+        raise AssertionError("it has returned, or raised")
 
     def _open(self) -> None:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -153,7 +190,9 @@ class Spool:
         used = [*self.names(self.ready), *self.names(self.claimed), *self.names(self.parked)]
         # Pins too: one that lost its job must not be taken for that of a new one.
         used += [name for name in _listdir(self.pins) if name.isdecimal()]
-        self._last = max((int(name.split(".")[0]) for name in used), default=0)
+        last = max((int(name.split(".")[0]) for name in used), default=0)
+        self._numbers.start(last, beside=self.tmp)
+        self.times_made += 1
 
     def _pin(self, number: str, file: Path, content: str | None) -> Path:
         pin = self.pins / number / file.name
@@ -213,23 +252,78 @@ class Spool:
     def recover(self) -> None:
         """Put right what a killed process left. Only the holder of the lock may call this."""
         self.check()
-        for name in _listdir(self.tmp):
-            _remove(self.tmp / name)
-        jobs = [*self.pending(), *self.names(self.parked)]
-        with_a_job = {name.split(".")[0] for name in jobs}
-        for number in _listdir(self.pins):
-            if number not in with_a_job:
-                self._remove_pin(number)
+        self._tidy()
         for name in _listdir(self.ready):
             if not _JOB_NAME.fullmatch(name):
                 self._park(self.ready / name, "it is no job file: its name is none of a job")
+        busy = adding.at_work(self.tmp)
         for name in _listdir(self.deferred):
             entry = self.entry(self.deferred, name)
-            if not self._may_act(entry):
+            if not self._may_act(entry) or name.removesuffix(".json") in busy:
                 continue
             if entry.job is not None and (file := self._deferred_file(entry.job)) is not None:
                 self.add(entry.job, file)
             _remove(self.deferred / name)
+
+    def _tidy(self) -> None:
+        """Remove what killed processes have left half-made; other processes may be adding.
+
+        A pin without a job is nobody's only if it was seen before its maker was looked for, and its
+        job after that: its maker takes back its note when the job is there.
+        """
+        numbers = _listdir(self.pins)
+        busy = adding.at_work(self.tmp)
+        for name in _listdir(self.tmp):
+            if name.partition(".")[0] not in busy:  # a job without a pin, if at all: it is repeated
+                _remove(self.tmp / name)
+        jobs = [*self.pending(), *self.names(self.parked)]
+        kept = {name.split(".")[0] for name in jobs} | busy
+        for number in numbers:
+            if number not in kept:
+                self._remove_pin(number)
+
+    def mend(self, name: str, job: Job, content: str | None = None) -> Job | None:
+        """Put back what somebody has removed of a pending job, its pin from where it was saved.
+
+        Args:
+            name: The name of the job.
+            job: The job.
+            content: The text that was pinned in the place of a file.
+
+        Returns:
+            The job, with its pin; `None` if the file that it was about is no more.
+
+        Raises:
+            OSError: The disk is full, or the folder cannot be written.
+        """
+        with self._adding:
+            return self._in_its_folders(lambda: self._mend(name, job, content))
+
+    def _mend(self, name: str, job: Job, content: str | None) -> Job | None:
+        if job.pin and not self.pin_of(job).exists():
+            file = Path(job.local_path)
+            saved = (job.size_bytes, job.stamp, job.digest)
+            if self.is_trusted or (content is None and not is_certainly_same(file, *saved)):
+                return None
+            self._remove_pin(_stem(name))
+            job = self._pinned(_stem(name), job, file, content)
+        states = (self.claimed, self.ready, self.parked)
+        if not any((state / name).exists() for state in states):
+            self._write(self.ready / name, job, durable=True)
+        return job
+
+    def set_aside(self, name: str, job: Job, reason: str) -> None:
+        """Park a job whose own file, too, may have been removed."""
+        if not any((state / name).exists() for state in (self.claimed, self.ready)):
+            self._write(self.ready / name, job, durable=True)
+        state = self.claimed if (self.claimed / name).exists() else self.ready
+        self._park(state / name, reason)
+
+    def reopen(self) -> None:
+        """Make the folders that somebody has removed."""
+        with self._adding:
+            self._open()
+            self._write_deferred()
 
     def _deferred_file(self, job: Job) -> Path | None:
         """Return the file of a deferred job: within the project, and reached by no link from it."""
@@ -247,6 +341,10 @@ class Spool:
         """Return the names of the jobs in a state, oldest first; of the ready ones by default."""
         found = (name for name in _listdir(state or self.ready) if _JOB_NAME.fullmatch(name))
         return sorted(found, key=_number)
+
+    def added_by_others(self) -> list[str]:
+        """Return the names of the ready jobs that were not added here, oldest first."""
+        return [name for name in self.names() if _number(name) not in self._own]
 
     def pending(self) -> list[str]:
         """Return the names of the jobs that are to be done, oldest first."""
@@ -315,7 +413,7 @@ class Spool:
             UntrustedError: One is something else.
         """
         folders = (self.ready, self.claimed, self.parked, self.pins, self.deferred, self.tmp)
-        for folder in (self.folder, *folders):
+        for folder in (self.folder, self.folder / "last", *folders):
             if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
                 raise UntrustedError(f"{folder} is no folder, but a link or a file; remove it")
 
@@ -338,14 +436,16 @@ class Spool:
     def finish(self, name: str) -> None:
         """Forget a claimed job that is done, and its pin."""
         (self.claimed / name).unlink(missing_ok=True)
-        self._remove_pin(name.split(".")[0])
+        self._remove_pin(_stem(name))
+        self._own.discard(_number(name))
 
     def drop(self, name: str) -> None:
         """Forget a ready or parked job that is not wanted any more, and its pin."""
         (self.ready / name).unlink(missing_ok=True)
         (self.parked / name).unlink(missing_ok=True)
         (self.parked / (name + _REASON)).unlink(missing_ok=True)
-        self._remove_pin(name.split(".")[0])
+        self._remove_pin(_stem(name))
+        self._own.discard(_number(name))
 
     def park(self, name: str, reason: str) -> None:
         """Put a claimed job aside, with the reason, so that it blocks no other."""
@@ -385,19 +485,28 @@ class Spool:
         if not self.lock.held:
             return
         with self._adding:
-            self._last = None
             states = (self.ready, self.claimed, self.parked, self.deferred)
-            empty = not any(map(_listdir, states))
-            if empty:
-                # Last what `sync` knows a spool by.
-                states = (self.claimed, self.parked, self.deferred, self.ready)
-                for folder in (self.pins, self.tmp, *states):
-                    _rmdir(folder)
-                (self.folder / "lock").unlink(missing_ok=True)
-                _rmdir(self.folder)
-                _rmdir(self.folder.parent)
-                index.forget(self.folder)
+            if not any(map(_listdir, states)):
+                self._remove_folders()
+            self._numbers.last = 0  # somebody else may remove it now, and begin anew
             self.lock.release()
+
+    def _remove_folders(self) -> None:
+        """Remove the empty folders, as far as nobody is adding: he makes anew what he misses."""
+        self._tidy()
+        if not (_rmdir(self.pins) and _rmdir(self.tmp)):
+            return
+        # Last what `sync` knows a spool by.
+        for folder in (self.claimed, self.parked, self.deferred, self.ready):
+            _rmdir(folder)
+        self._numbers.remove()
+        self.lock.remove()
+        if not _rmdir(self.folder):
+            return
+        _rmdir(self.folder.parent)
+        index.forget(self.folder)
+        if self.folder.exists():  # again, by now
+            index.remember(self.folder)
 
     def discard(self) -> None:
         """Forget all jobs of a spool that nobody serves."""
@@ -505,7 +614,11 @@ class Spool:
 
 
 def _number(name: str) -> int:
-    return int(name.split(".")[0])
+    return int(_stem(name))
+
+
+def _stem(name: str) -> str:
+    return name.split(".")[0]
 
 
 def left_behind() -> dict[Path, int]:
@@ -516,7 +629,7 @@ def left_behind() -> dict[Path, int]:
         with contextlib.suppress(OSError):  # an old one, on a disk that is read-only or away
             jobs = len(spool.pending()) + len(spool.names(spool.parked))
             jobs += len(_listdir(spool.deferred))
-            if jobs and spool.lock.acquire():
+            if jobs and spool.lock.holder() is None and spool.lock.acquire():
                 spool.lock.release()
                 left[folder] = jobs
     return left
@@ -561,9 +674,15 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _rmdir(folder: Path) -> None:
-    with contextlib.suppress(OSError):
+def _rmdir(folder: Path) -> bool:
+    """Remove a folder if it is empty; returns whether it is gone."""
+    try:
         folder.rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def fsync(path: Path) -> None:

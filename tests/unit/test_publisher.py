@@ -1,6 +1,9 @@
 """The drainer and its thread, on a registry in memory."""
 
 import os
+import shutil
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -64,11 +67,8 @@ def away(what, key):
     raise ConnectionResetError("away")
 
 
-def test_end_of_a_run_waits_for_sync_to_leave_the_spool(folder, registry):
+def test_end_of_a_run_is_left_to_sync(folder, registry, sync):
     """Or the end would be lost, and the run be closed as aborted later."""
-    sync = Spool(folder)
-    assert sync.lock.acquire()
-    threading.Timer(0.3, sync.lock.release).start()
     Publisher(Spool(folder), registry).leave(job("", "close"))
     assert [job.action for _, job in Spool(folder).jobs()] == ["close"]
 
@@ -267,17 +267,172 @@ def test_ctrl_c_ends_a_drain(folder, registry, file, monkeypatch):
     one.close()
 
 
-def test_spool_that_another_process_holds_is_waited_for(
-    folder, registry, file, capsys, monkeypatch
-):
+@pytest.fixture
+def sync(folder):
+    """`lamin-train sync` in another process, which has the spool; killed, it leaves it."""
+    code = (
+        "import sys; from pathlib import Path; from lamincli.spool import Spool; "
+        "print(Spool(Path(sys.argv[1])).lock.acquire('sync'), flush=True); sys.stdin.read()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == "True\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_what_is_saved_while_sync_has_the_spool_is_on_the_disk(folder, registry, file, sync):
+    """And not in the memory of a training that may be killed."""
     one = Publisher(Spool(folder), registry)
-    monkeypatch.setattr(one.spool.lock, "acquire", lambda: False)
-    one.add(job("a"), file)
-    assert "is in use by lamin-train sync" in capsys.readouterr().err
-    monkeypatch.undo()
+    for key in "abc":
+        one.add(job(key), file)
+        assert [j.key for _, j in Spool(folder).jobs()][-1] == key
+    one.defer(job("history", kind="history"))
+    assert len(Spool(folder).entries()) == 4
+    assert registry.calls == [], "it publishes them"
+    assert one.left() == ["a", "b", "c"]
+
+
+def test_training_takes_its_spool_back_from_sync(folder, registry, file, sync, capsys):
+    one = Publisher(Spool(folder), registry)
+    owner = object()
+    one.add(job("a"), file, owner=owner)
+    threading.Timer(0.3, sync.kill).start()
     assert one.drain() == 0
+    told = capsys.readouterr().out
+    assert f"run RUN is being published by lamin-train sync, process {sync.pid} on" in told
     assert registry.calls == [("save", "a")]
+    assert [item.job.key for item in one.take(owner)] == ["a"], "its owner hears of it"
     one.close()
+    assert not folder.exists()
+
+
+def test_end_of_a_training_waits_no_longer_than_its_patience(folder, registry, file, sync):
+    one = Publisher(Spool(folder), registry)
+    one.add(job("a"), file)
+    assert one.drain(patience_s=0.2) == 1
+    assert one.left() == ["a"]
+    one.leave(job("", "close", status="completed"))
+    assert [j.action for _, j in Spool(folder).jobs()] == ["save", "close"]
+
+
+def test_what_sync_has_published_or_set_aside_meanwhile_is_known(folder, registry, file, sync):
+    one = Publisher(Spool(folder), registry)
+    for key in "ab":
+        one.add(job(key), file)
+    theirs = Spool(folder)
+    theirs.claim("00000001.json")
+    theirs.finish("00000001.json")
+    theirs.claim("00000002.json")
+    theirs.park("00000002.json", "no permission")
+    assert one.drain(patience_s=0.1) == 1
+    assert one.left() == ["b"]
+
+
+def test_holder_does_what_others_add(folder, registry, file):
+    """A process that a strategy spawned, or a training whose spool `sync` has just then."""
+    one = Publisher(Spool(folder), registry)
+    one.add(job("a"), file)
+    Spool(folder).add(job("b"), file)
+    assert one.drain() == 0
+    assert registry.calls == [("save", "a"), ("save", "b")]
+    one.close()
+    assert not folder.exists()
+
+
+def remove_spool(folder):
+    shutil.rmtree(folder.parent)
+
+
+def remove_jobs(folder):
+    shutil.rmtree(folder / "ready")
+
+
+def remove_pins(folder):
+    shutil.rmtree(folder / "pins")
+
+
+def remove_claimed(folder):
+    shutil.rmtree(folder / "claimed")
+
+
+def remove_the_rest(folder):
+    for name in ("tmp", "last", "claimed", "parked"):
+        shutil.rmtree(folder / name)
+
+
+@pytest.mark.parametrize(
+    "remove", [remove_spool, remove_jobs, remove_pins, remove_claimed, remove_the_rest]
+)
+@pytest.mark.parametrize("goes_on", [True, False], ids=["goes on", "has ended"])
+def test_spool_that_is_removed_is_made_anew(
+    folder, registry, file, tmp_path, capsys, remove, goes_on
+):
+    """With all that is on the disk still, and what follows."""
+    registry.fail = away
+    one = Publisher(Spool(folder), registry)
+    files = [tmp_path / f"{number}.ckpt" for number in range(6)]
+    for number, path in enumerate(files):
+        path.write_bytes(b"weights" * number)
+        one.add(job(str(number), local_path=str(path)), path)
+    one.add(job("text", kind="config", local_path=str(file)), file, content="redacted")
+    one.defer(job("history", kind="history", local_path=str(file)))
+    while one._drainer.failing_since_s is None:
+        time.sleep(0.001)
+    files[4].unlink()  # by Lightning; its pin was the last of it
+    remove(folder)
+    if goes_on:
+        one.add(job("6"), file)
+        registry.fail = None
+        one.drain()
+    else:
+        one.drain(patience_s=0)
+        one.close()
+        registry.fail = None
+        later = Spool(folder)
+        assert later.lock.acquire("sync")
+        drainer = Drainer(later, registry)
+        drainer.recover()
+        while drainer.step() == "done":
+            pass
+        later.lock.release()
+    saved = {entry.key: entry.content for entry in registry.entries}
+    is_lost = remove in (remove_spool, remove_pins)
+    expected = {str(n): b"weights" * n for n in range(6) if not (n == 4 and is_lost)}
+    expected |= {"text": b"redacted", **({"6": b"weights"} if goes_on else {})}
+    assert saved == expected
+    assert len(registry.entries) == len(expected), "each once"
+    told = capsys.readouterr().err
+    times = told.count("was removed, all or in part, while this process uses it")
+    assert times == 1 or (times == 0 and remove is remove_the_rest), told
+    assert (f"the files are gone too: {files[4]}" in told) is is_lost
+    assert one.left() == ([str(files[4])] if is_lost else [])
+    reasons = [reason for _, _, reason in Spool(folder).parked_jobs()]
+    assert reasons == [
+        f"it was removed from the spool, and {files[4]} is not what it was" for _ in range(is_lost)
+    ]
+    assert (folder / "deferred" / "history.json").exists()
+
+
+def test_offline_run_whose_spool_is_removed_is_kept_all_the_same(folder, registry, file, tmp_path):
+    one = Publisher(Spool(folder), registry, is_held=True)
+    files = [tmp_path / f"{number}.ckpt" for number in range(4)]
+    for number, path in enumerate(files):
+        path.write_bytes(b"weights" * number)
+        one.add(job(str(number), local_path=str(path)), path)
+        if number == 2:
+            one._thread.join(0.05)
+            shutil.rmtree(folder.parent)
+    one.drain()
+    one.close()
+    spool = Spool(folder)
+    assert sorted(j.key for _, j in spool.jobs()) == ["0", "1", "2", "3"]
+    assert [spool.pin_of(j).read_bytes() for _, j in spool.jobs() if j.key == "2"] == [
+        b"weights" * 2
+    ]
 
 
 def test_light_jobs_wait_for_a_pause_of_the_saves(folder, registry, file, monkeypatch):
@@ -322,8 +477,6 @@ def test_file_that_is_gone_before_it_is_pinned_blocks_nothing(folder, registry, 
 
 
 def test_spool_that_somebody_removes_ends_nothing(folder, registry, file):
-    import shutil
-
     registry.fail = away
     one = Publisher(Spool(folder), registry)
     one.add(job("a"), file)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from lamincli.errors import SpoolCorruptError, SpoolVersionError
-from lamincli.spool import Job, Spool, known_spools, left_behind, spools_below
+from lamincli.spool import Job, Spool, adding, known_spools, left_behind, spools_below
 from lamincli.spool import folder as spool_folder
 
 
@@ -330,3 +330,94 @@ def test_a_job_can_be_noted_while_it_is_claimed(spool, checkpoint):
     spool.note(name, replace(added, uid="later"))
     spool.recover()
     assert spool.read(name).uid == "later"
+
+
+ADDER = """
+import sys
+from pathlib import Path
+from lamincli.spool import Job, Spool
+spool, file, name = Spool(Path(sys.argv[1])), Path(sys.argv[2]), sys.argv[3]
+for number in range(60):
+    at = f"{number:04d}"
+    spool.add(Job("save", "RUN", "me/here", "ab", at, key=f"{name}-{number}"), file)
+"""
+
+
+def test_processes_add_at_once_while_another_takes_and_removes_the_folder(spool, checkpoint):
+    """Each number once, in the order in which each adds, and nothing lost where it is emptied."""
+    command = [sys.executable, "-c", ADDER, str(spool.folder), str(checkpoint)]
+    adders = [subprocess.Popen([*command, name]) for name in "abc"]
+    done: list[str] = []
+    while any(adder.poll() is None for adder in adders) or spool.pending():
+        if not spool.folder.exists() or not spool.lock.acquire("sync"):
+            continue
+        spool.recover()
+        for name in spool.pending():
+            job = spool.read(name)
+            assert spool.pin_of(job).read_bytes() == b"weights"
+            spool.claim(name)
+            spool.finish(name)
+            done.append(job.key)
+        spool.close()
+    assert [adder.returncode for adder in adders] == [0, 0, 0]
+    for name in "abc":
+        assert [key for key in done if key[0] == name] == [f"{name}-{n}" for n in range(60)]
+    if spool.folder.exists():
+        assert spool.lock.acquire()
+        spool.close()
+    assert not spool.folder.exists()
+    assert known_spools() == []
+
+
+def test_file_that_still_grows_is_left_to_the_process_that_writes_it(spool, checkpoint):
+    spool.defer(job("k/history.csv", kind="history", local_path=str(checkpoint)))
+    other = Spool(spool.folder)
+    other.recover()
+    assert other.names() == [], "its training lives"
+    (note,) = spool.tmp.glob("history.*")
+    identity = json.loads(os.readlink(note))
+    note.unlink()
+    note.symlink_to(json.dumps({**identity, "pid": 999_999_999}))
+    other.recover()
+    assert [j.key for _, j in other.jobs()] == ["k/history.csv"]
+    assert not list(spool.deferred.iterdir())
+
+
+@pytest.mark.parametrize("text", ["", "{torn", '{"host": 1}'])
+def test_note_of_nobody_counts_for_an_hour(spool, checkpoint, text):
+    spool.add(job(), checkpoint)
+    pin = spool.pins / "00000009"
+    pin.mkdir()
+    note = spool.tmp / "00000009.adding"
+    note.write_text(text)
+    spool.recover()
+    assert pin.exists(), "another host may be copying"
+    os.utime(note, (0, 0))
+    spool.recover()
+    assert not pin.exists()
+
+
+def test_file_system_without_symbolic_links_has_notes_too(spool, checkpoint, monkeypatch):
+    seen = []
+
+    def refuse(*_, **__):
+        raise OSError(1, "Operation not permitted")
+
+    pin = spool._pin
+    monkeypatch.setattr(os, "symlink", refuse)
+    monkeypatch.setattr(
+        spool, "_pin", lambda *a: (seen.append(adding.at_work(spool.tmp)), pin(*a))[1]
+    )
+    spool.add(job(), checkpoint)
+    assert seen == [{"00000001"}]
+    assert adding.at_work(spool.tmp) == set()
+
+
+def test_numbers_are_never_given_twice(spool, checkpoint):
+    """Also if those before are done, so that a later job has the larger number in any process."""
+    first, other = spool, Spool(spool.folder)
+    for number in range(1, 7):
+        name, _ = (first, other)[number % 2].add(job(), checkpoint)
+        assert name == f"{number:08d}.json"
+        first.claim(name)
+        first.finish(name)

@@ -1,19 +1,27 @@
 """The spool and its drainer against a model of what should happen, with crashes and outages."""
 
+import json
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from registries import MemoryRegistry
 
+from lamincli.process import ProcessIdentity
 from lamincli.publisher import Drainer
-from lamincli.spool import Job, Spool
+from lamincli.spool import Job, Spool, adding
 
 KEYS = st.sampled_from(["a", "b", "last"])
+
+
+class Kill(BaseException):
+    """The process is gone."""
 
 
 class SpoolMachine(RuleBasedStateMachine):
@@ -53,6 +61,51 @@ class SpoolMachine(RuleBasedStateMachine):
         self.parked.discard(key)
         file.unlink()  # Lightning may remove it at once
 
+    @rule(key=KEYS, moment=st.sampled_from(["before", "between", "after"]))
+    def another_process_saves(self, key, moment):
+        """While this one has the lock, and takes the spool over anew in the middle of it."""
+        self.number += 1
+        job = Job("save", "RUN", "me/here", "ab", str(self.number), uid=f"uid{self.number}",
+                  key=key, local_path=key)  # fmt: skip
+        file = self.folder / f"file-{self.number}"
+        file.write_bytes(f"{key} {self.number}".encode())
+        other = Spool(self.spool.folder)
+        write = other._write
+
+        def interrupted(place, job, durable):
+            if moment == "before":
+                self.drainer.recover()
+            write(place, job, durable)
+            if moment == "between":
+                self.drainer.recover()
+
+        other._write = interrupted
+        other.add(job, file)
+        if moment == "after":
+            self.drainer.recover()
+        self.wanted[key] = file.read_bytes()
+        self.parked.discard(key)
+        file.unlink()
+
+    @rule(key=KEYS)
+    def another_process_is_killed_while_it_saves(self, key):
+        file = self.folder / "unacknowledged"
+        file.write_bytes(b"torn")
+        other = Spool(self.spool.folder)
+        gone = json.dumps({**ProcessIdentity.current().to_dict(), "pid": 999_999_999})
+
+        def die(*_, **__):
+            raise Kill
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(adding, "_me", lambda pid: gone)
+            patch.setattr(other, "_write", die)
+            patch.setattr(other, "_remove_pin", die)
+            patch.setattr(adding, "end", lambda *_: None)
+            with suppress(Kill):
+                other.add(Job("save", "RUN", "me/here", "ab", "", key=key), file)
+        self.drainer.recover()
+
     @rule(key=KEYS)
     def remove(self, key):
         self.add("remove", key)
@@ -89,9 +142,6 @@ class SpoolMachine(RuleBasedStateMachine):
     @rule(when=st.sampled_from(["claimed", "committed", "idle"]))
     def killed(self, when):
         """The process is gone, between two calls or within one."""
-
-        class Kill(BaseException):
-            pass
 
         def die(*_):
             raise Kill

@@ -61,6 +61,14 @@ def drained(folder, **options):
     return registry, drainer.parked
 
 
+def killed(work):
+    """Do something in a process that is gone then."""
+    if (pid := os.fork()) == 0:
+        work()
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+
 def forged(folder, name, content, state="ready"):
     place = folder / state / name
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -197,7 +205,7 @@ def test_own_deferred_job_pins_no_link(tmp_path, secret):
     file = tmp_path / "project" / "history.csv"
     file.parent.mkdir(exist_ok=True)
     file.write_text("step,name,value\n")
-    spool.defer(job(kind="history", local_path=str(file)))
+    killed(lambda: spool.defer(job(kind="history", local_path=str(file))))
     file.unlink()
     file.symlink_to(secret)
     assert drained(spool.folder)[0].entries == []
@@ -208,7 +216,7 @@ def test_deferred_file_is_found_after_the_project_has_moved(tmp_path):
     file = tmp_path / "old" / "logs" / "history.csv"
     file.parent.mkdir(parents=True)
     file.write_text("step,name,value\n")
-    spool.defer(job(kind="history", local_path=str(file)))
+    killed(lambda: spool.defer(job(kind="history", local_path=str(file))))
     os.rename(tmp_path / "old", tmp_path / "new")
     registry, _ = drained(tmp_path / "new" / ".lamin_spool" / "RUN")
     assert [entry.content for entry in registry.entries] == [b"step,name,value\n"]
