@@ -1,23 +1,24 @@
 """How several processes add jobs to one spool at once, without waiting for each other.
 
-Each takes a number that no other gets, and leaves a note for as long as it is at work on it, so
-that whoever tidies up meanwhile leaves its half-made job alone.
+Each takes a number that no other gets. The file of a job that is being made has the name of the
+process that makes it, so that whoever tidies up meanwhile leaves the half-made job alone.
 """
 
-import json
+import hashlib
 import os
 import re
 import secrets
 import time
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 from lamincli.process import ProcessIdentity
 
 _YOUNG_S = 3600.0
-"""How long a note counts whose process cannot be asked after: copying a file may take long."""
-_SUFFIX = ".adding"
+"""How long one counts that cannot be asked after, as on another host: copies may take long."""
+_WHO = re.compile(r"(\d{1,9})-(\d{1,18})-([0-9a-f]{8})-([0-9a-f]{8})-([0-9a-f]{8})", re.ASCII)
 _NAME = re.compile(r"[0-9]{8}|[1-9][0-9]{8,}", re.ASCII)
 
 
@@ -35,7 +36,7 @@ class Numbers:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._folder = os.fspath(folder)
         self.last = 0
         """The last number of this process, or of another that this one has heard of."""
 
@@ -58,7 +59,7 @@ class Numbers:
                 made.rmdir()
         while (last := self._look()) < at_least:
             with suppress(FileNotFoundError):
-                os.rename(self._folder / _text(last), self._folder / _text(at_least))
+                os.rename(self._place(last), self._place(at_least))
         self.last = last
 
     def take(self) -> int:
@@ -69,7 +70,7 @@ class Numbers:
         """
         while True:
             try:
-                os.rename(self._folder / _text(self.last), self._folder / _text(self.last + 1))
+                os.rename(self._place(self.last), self._place(self.last + 1))
             except FileNotFoundError:
                 self.last = self._look()
                 continue
@@ -79,15 +80,18 @@ class Numbers:
     def give_back(self, number: int) -> None:
         """Give back the number that was taken last, if it is the last still."""
         with suppress(OSError):
-            os.rename(self._folder / _text(number), self._folder / _text(number - 1))
+            os.rename(self._place(number), self._place(number - 1))
             self.last = number - 1
 
     def remove(self) -> None:
         """Remove the folder; whoever adds meanwhile makes it anew."""
         with suppress(OSError):
             for name in os.listdir(self._folder):
-                (self._folder / name).unlink(missing_ok=True)
-            self._folder.rmdir()
+                os.unlink(os.path.join(self._folder, name))
+            os.rmdir(self._folder)
+
+    def _place(self, number: int) -> str:
+        return f"{self._folder}{os.sep}{_text(number)}"
 
     def _look(self) -> int:
         names = [name for name in os.listdir(self._folder) if _NAME.fullmatch(name)]
@@ -100,53 +104,38 @@ def _text(number: int) -> str:
     return f"{number:08d}"
 
 
-def begin(tmp: Path, what: str) -> None:
-    """Note that this process is at work on something, until it calls `end`.
+def note(tmp: Path, what: str) -> Path:
+    """Return the path of a file that says, while it is there, that this process is at work.
 
-    The note is a link to nowhere, whose text is there at once or not at all.
+    Args:
+        tmp: The folder of such files.
+        what: What it is at work on: the number of a job, or a kind of file.
     """
-    note = tmp / f"{what}{_SUFFIX}"
-    try:
-        os.symlink(_me(os.getpid()), note)
-    except FileExistsError:
-        end(tmp, what)
-        begin(tmp, what)
-    except FileNotFoundError:
-        raise
-    except (OSError, NotImplementedError):  # no links here
-        note.write_text(_me(os.getpid()))
-
-
-def end(tmp: Path, what: str) -> None:
-    """Take the note back."""
-    (tmp / f"{what}{_SUFFIX}").unlink(missing_ok=True)
+    return tmp / f"{what}.{_me(os.getpid())}.part"
 
 
 def at_work(tmp: Path) -> set[str]:
-    """Return what processes are at work on; the notes of those that are gone are removed."""
-    busy = set()
+    """Return what living processes are at work on, or such as cannot be asked after."""
     with suppress(FileNotFoundError):
-        for name in os.listdir(tmp):
-            if not name.endswith(_SUFFIX):
-                continue
-            if _is_at_work(tmp / name):
-                busy.add(name.removesuffix(_SUFFIX))
-            else:
-                with suppress(OSError):
-                    (tmp / name).unlink(missing_ok=True)
-    return busy
+        notes = (name.split(".") for name in os.listdir(tmp))
+        named = [parts for parts in notes if len(parts) == 3]
+        return {what for what, who, end in named if _is_at_work(tmp / f"{what}.{who}.{end}", who)}
+    return set()
 
 
-def _is_at_work(note: Path) -> bool:
-    process = None
-    with suppress(OSError, ValueError):
-        text = os.readlink(note) if note.is_symlink() else note.read_text()
-        process = ProcessIdentity.from_dict(json.loads(text))
-    if process is not None:
-        if process == ProcessIdentity.current() or process.is_alive():
-            return True
-        if process.is_gone():
-            return False
+def _is_at_work(note: Path, who: str) -> bool:
+    me = ProcessIdentity.current()
+    if who == _me(os.getpid()):
+        return True
+    found, mine = _WHO.fullmatch(who), _places(me)
+    if found is not None:
+        machine, boot, namespace = found.groups()[2:]
+        is_here = machine == mine[0]
+        if is_here and boot != mine[1] and me.machine_id and me.boot_id:
+            return False  # of before the machine was booted
+        if is_here and (boot, namespace) == mine[1:]:
+            pid, ticks = int(found[1]), int(found[2])
+            return not replace(me, pid=pid, started_s=ticks / 100).is_gone()
     with suppress(OSError):
         return time.time() - note.lstat().st_mtime < _YOUNG_S
     return False
@@ -154,4 +143,11 @@ def _is_at_work(note: Path) -> bool:
 
 @cache
 def _me(pid: int) -> str:
-    return json.dumps(ProcessIdentity.current().to_dict())
+    me = ProcessIdentity.current()
+    return "-".join([str(pid), str(round(me.started_s * 100)), *_places(me)])
+
+
+def _places(process: ProcessIdentity) -> tuple[str, ...]:
+    """Return what tells the machine, its boot, and the container of a process from others."""
+    texts = (process.host + process.machine_id, process.boot_id, process.pid_namespace)
+    return tuple(hashlib.sha256(text.encode()).hexdigest()[:8] for text in texts)

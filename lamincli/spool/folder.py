@@ -116,21 +116,22 @@ class Spool:
     def _add(self, job: Job, file: Path | None, content: str | None) -> tuple[str, Job]:
         self._own.add(taken := self._numbers.take())
         number = f"{taken:08d}"
+        half = adding.note(self.tmp, number)
         try:
-            if file is not None:
-                adding.begin(self.tmp, number)
-                job = self._pinned(number, job, file, content)
-            self._write(self.ready / f"{number}.json", job, durable=False)
+            # There before the pin, which would be nobody's; and open, since ext4 takes its time to
+            # write what is opened anew.
+            with open(half, "x", encoding="utf-8", opener=_for_this_user) as text:
+                if file is not None:
+                    job = self._pinned(number, job, file, content)
+                text.write(self._text_of(f"{number}.json", job))
+            os.replace(half, self.ready / f"{number}.json")
         except BaseException:
             with contextlib.suppress(OSError):
+                half.unlink(missing_ok=True)
                 self._remove_pin(number)
                 self._numbers.give_back(taken)
             self._own.discard(taken)
             raise
-        finally:
-            if file is not None:
-                with contextlib.suppress(OSError):
-                    adding.end(self.tmp, number)
         return f"{number}.json", job
 
     def _pinned(self, number: str, job: Job, file: Path, content: str | None) -> Job:
@@ -152,14 +153,17 @@ class Spool:
     def _write_deferred(self) -> None:
         for kind, job in self._deferred.items():
             self.deferred.mkdir(exist_ok=True)
-            adding.begin(self.tmp, kind)
+            self._note_of_deferred(kind).touch()
             self._write(self.deferred / f"{kind}.json", job, durable=False)
 
     def undefer(self, kind: str) -> None:
         """Forget a deferred job: its file is complete, and has a job of its own."""
         self._deferred.pop(kind, None)
         (self.deferred / f"{kind}.json").unlink(missing_ok=True)
-        adding.end(self.tmp, kind)
+        self._note_of_deferred(kind).unlink(missing_ok=True)
+
+    def _note_of_deferred(self, kind: str) -> Path:
+        return adding.note(self.tmp, f"deferred {kind}")
 
     @property
     def project(self) -> Path:
@@ -259,7 +263,7 @@ class Spool:
         busy = adding.at_work(self.tmp)
         for name in _listdir(self.deferred):
             entry = self.entry(self.deferred, name)
-            if not self._may_act(entry) or name.removesuffix(".json") in busy:
+            if not self._may_act(entry) or f"deferred {_stem(name)}" in busy:
                 continue
             if entry.job is not None and (file := self._deferred_file(entry.job)) is not None:
                 self.add(entry.job, file)
@@ -269,7 +273,7 @@ class Spool:
         """Remove what killed processes have left half-made; other processes may be adding.
 
         A pin without a job is nobody's only if it was seen before its maker was looked for, and its
-        job after that: its maker takes back its note when the job is there.
+        job after that: what says that it is being made becomes the job.
         """
         numbers = _listdir(self.pins)
         busy = adding.at_work(self.tmp)
@@ -594,23 +598,29 @@ class Spool:
         os.replace(file, self.parked / name)
 
     def _write(self, place: Path, job: Job, durable: bool) -> None:
-        temporary = self.tmp / place.name
-        content = job.to_dict()
-        if not self.is_trusted:  # what somebody else has written does not become ours
-            content = sealed(content, self._about(place.name))
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        temporary = adding.note(self.tmp, _stem(place.name))
         try:
-            with open(handle, "w", encoding="utf-8") as file:
-                file.write(json.dumps(content, indent=1, default=str))
+            with open(temporary, "w", encoding="utf-8", opener=_for_this_user) as file:
+                file.write(self._text_of(place.name, job))
                 file.flush()
                 if durable:
-                    os.fsync(handle)
+                    os.fsync(file.fileno())
             os.replace(temporary, place)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
         if durable:
             _fsync(place.parent)
+
+    def _text_of(self, name: str, job: Job) -> str:
+        content = job.to_dict()
+        if not self.is_trusted:  # what somebody else has written does not become ours
+            content = sealed(content, self._about(name))
+        return json.dumps(content, indent=1, default=str)
+
+
+def _for_this_user(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _number(name: str) -> int:

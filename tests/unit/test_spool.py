@@ -8,7 +8,9 @@ from dataclasses import replace
 
 import pytest
 
+from lamincli import process
 from lamincli.errors import SpoolCorruptError, SpoolVersionError
+from lamincli.process import ProcessIdentity
 from lamincli.spool import Job, Spool, adding, known_spools, left_behind, spools_below
 from lamincli.spool import folder as spool_folder
 
@@ -374,43 +376,48 @@ def test_file_that_still_grows_is_left_to_the_process_that_writes_it(spool, chec
     other = Spool(spool.folder)
     other.recover()
     assert other.names() == [], "its training lives"
-    (note,) = spool.tmp.glob("history.*")
-    identity = json.loads(os.readlink(note))
-    note.unlink()
-    note.symlink_to(json.dumps({**identity, "pid": 999_999_999}))
+    (note,) = spool.tmp.glob("deferred history.*")
+    note.rename(note.with_name(note.name.replace(f".{os.getpid()}-", ".999999999-")))
     other.recover()
     assert [j.key for _, j in other.jobs()] == ["k/history.csv"]
     assert not list(spool.deferred.iterdir())
 
 
-@pytest.mark.parametrize("text", ["", "{torn", '{"host": 1}'])
-def test_note_of_nobody_counts_for_an_hour(spool, checkpoint, text):
+@pytest.mark.parametrize(
+    ("changes", "is_left"),
+    [
+        ({}, True),
+        ({"pid": os.getppid(), "started_s": None}, True),
+        ({"pid": 999_999_999}, False),
+        ({"started_s": 1.0}, False),  # the pid is another's by now
+        ({"boot_id": "another", "machine_id": "m"}, False),
+        ({"pid_namespace": "pid:[1]", "pid": 999_999_999}, True),
+        ({"host": "node7", "boot_id": "another", "pid": 999_999_999}, True),
+    ],
+)
+def test_half_made_job_is_left_to_its_process(spool, checkpoint, monkeypatch, changes, is_left):
+    """Of one that cannot be asked after, for an hour."""
+    read = process._read
+    monkeypatch.setattr(process, "_read", lambda p: "m" if "machine" in p else read(p))
+    if changes.get("started_s", 0) is None:
+        changes["started_s"] = process._started_s(changes["pid"])
+    maker = replace(ProcessIdentity.current(), **changes)
     spool.add(job(), checkpoint)
     pin = spool.pins / "00000009"
     pin.mkdir()
-    note = spool.tmp / "00000009.adding"
-    note.write_text(text)
+    adding._me.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(ProcessIdentity, "current", classmethod(lambda cls: maker))
+        note = adding.note(spool.tmp, "00000009") if maker.pid == os.getpid() else None
+        who = "-".join([str(maker.pid), str(round(maker.started_s * 100)), *adding._places(maker)])
+    adding._me.cache_clear()
+    note = note or spool.tmp / f"00000009.{who}.part"
+    note.touch()
     spool.recover()
-    assert pin.exists(), "another host may be copying"
-    os.utime(note, (0, 0))
+    assert (pin.exists(), note.exists()) == (is_left, is_left)
+    os.utime(note, (0, 0)) if is_left else None
     spool.recover()
-    assert not pin.exists()
-
-
-def test_file_system_without_symbolic_links_has_notes_too(spool, checkpoint, monkeypatch):
-    seen = []
-
-    def refuse(*_, **__):
-        raise OSError(1, "Operation not permitted")
-
-    pin = spool._pin
-    monkeypatch.setattr(os, "symlink", refuse)
-    monkeypatch.setattr(
-        spool, "_pin", lambda *a: (seen.append(adding.at_work(spool.tmp)), pin(*a))[1]
-    )
-    spool.add(job(), checkpoint)
-    assert seen == [{"00000001"}]
-    assert adding.at_work(spool.tmp) == set()
+    assert pin.exists() == (is_left and maker.host != "node7" and "[1]" not in maker.pid_namespace)
 
 
 def test_numbers_are_never_given_twice(spool, checkpoint):

@@ -1,6 +1,5 @@
 """The spool and its drainer against a model of what should happen, with crashes and outages."""
 
-import json
 import os
 import shutil
 import tempfile
@@ -13,7 +12,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from registries import MemoryRegistry
 
-from lamincli.process import ProcessIdentity
 from lamincli.publisher import Drainer
 from lamincli.spool import Job, Spool, adding
 
@@ -61,7 +59,7 @@ class SpoolMachine(RuleBasedStateMachine):
         self.parked.discard(key)
         file.unlink()  # Lightning may remove it at once
 
-    @rule(key=KEYS, moment=st.sampled_from(["before", "between", "after"]))
+    @rule(key=KEYS, moment=st.sampled_from(["pinned", "added", "never"]))
     def another_process_saves(self, key, moment):
         """While this one has the lock, and takes the spool over anew in the middle of it."""
         self.number += 1
@@ -70,18 +68,16 @@ class SpoolMachine(RuleBasedStateMachine):
         file = self.folder / f"file-{self.number}"
         file.write_bytes(f"{key} {self.number}".encode())
         other = Spool(self.spool.folder)
-        write = other._write
+        text_of = other._text_of
 
-        def interrupted(place, job, durable):
-            if moment == "before":
+        def interrupted(name, job):
+            if moment == "pinned":
                 self.drainer.recover()
-            write(place, job, durable)
-            if moment == "between":
-                self.drainer.recover()
+            return text_of(name, job)
 
-        other._write = interrupted
+        other._text_of = interrupted
         other.add(job, file)
-        if moment == "after":
+        if moment == "added":
             self.drainer.recover()
         self.wanted[key] = file.read_bytes()
         self.parked.discard(key)
@@ -92,16 +88,15 @@ class SpoolMachine(RuleBasedStateMachine):
         file = self.folder / "unacknowledged"
         file.write_bytes(b"torn")
         other = Spool(self.spool.folder)
-        gone = json.dumps({**ProcessIdentity.current().to_dict(), "pid": 999_999_999})
+        gone = adding._me(os.getpid()).replace(f"{os.getpid()}-", "999999999-")
 
         def die(*_, **__):
             raise Kill
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(adding, "_me", lambda pid: gone)
-            patch.setattr(other, "_write", die)
-            patch.setattr(other, "_remove_pin", die)
-            patch.setattr(adding, "end", lambda *_: None)
+            patch.setattr(other, "_text_of", die)
+            patch.setattr(Path, "unlink", die)  # nothing is cleaned up
             with suppress(Kill):
                 other.add(Job("save", "RUN", "me/here", "ab", "", key=key), file)
         self.drainer.recover()
