@@ -102,11 +102,11 @@ class Drainer:
         self._current: tuple[str, Job] | None = None
         self._texts: dict[str, str] = {}  # what was pinned in the place of a file
         self._are_durable: set[str] = set()  # of those that have arrived
+        self._found: dict[str, Job] = {}  # in the spool, by whoever they were added
         self._next_number: int | None = None  # of a job that arrives, unless others add too
         self._not_ours: set[str] = set()  # jobs that others have added, and nobody can do
         self._times_made = 0  # the folders of the spool, when all in the queue was in them
         self._failures = 0
-        self._found: dict[str, Job] = {}  # by `recover`, and not durable yet
         self._unknown: set[str] = set()  # whose content was looked at, or tried to
         self._races: Counter[str] = Counter()
         self._retry_at_s = 0.0
@@ -123,10 +123,10 @@ class Drainer:
         for name in self.spool.pending():
             if (job := self.spool.read(name)) is not None:
                 self._queue[name] = job
-        self._found = dict(self._queue)
         self._begun = set(self.spool.names(self.spool.claimed))
         for name in list(self._queue):
             self._supersede(name)
+        self._found = dict(self._queue)
         self.parked = self._parked_now()
 
     def arrive(self, name: str, job: Job, owner: Any = None, content: str | None = None) -> None:
@@ -179,6 +179,7 @@ class Drainer:
             self.mend()
         if not self._queue:
             self.look()
+            self.take_in()
         if not self._queue or self.is_held:
             return "done" if self._identify() else "idle"
         if not retry_now and self.delay_s() > 0:
@@ -297,7 +298,7 @@ class Drainer:
 
     def take_in(self) -> None:
         """Take in what has arrived, and let it outlive a power cut."""
-        if not self._arrived and not self._found:
+        if not (self._arrived or self._found):
             return
         arrived, self._found = self._found, {}
         while self._arrived:
@@ -332,7 +333,7 @@ class Drainer:
                 self._not_ours.add(name)
         if found:
             self._queue = dict(sorted([*self._queue.items(), *found.items()], key=_number))
-            self.spool.make_durable(found)
+            self._found |= found
             for name in list(self._queue):
                 self._supersede(name)
 

@@ -395,8 +395,11 @@ def test_file_that_still_grows_is_left_to_the_process_that_writes_it(spool, chec
         ({"host": "node7", "boot_id": "another", "pid": 999_999_999}, True),
     ],
 )
-def test_half_made_job_is_left_to_its_process(spool, checkpoint, monkeypatch, changes, is_left):
+def test_half_made_job_is_left_to_its_process(
+    spool, checkpoint, monkeypatch, request, changes, is_left
+):
     """Of one that cannot be asked after, for an hour."""
+    request.addfinalizer(adding._me.cache_clear)
     read = process._read
     monkeypatch.setattr(process, "_read", lambda p: "m" if "machine" in p else read(p))
     if changes.get("started_s", 0) is None:
