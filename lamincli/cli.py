@@ -47,6 +47,7 @@ from lamincli.features import DESCRIPTIONS, metric_values
 from lamincli.instance import (
     ENVIRONMENT_VARIABLE,
 )
+from lamincli.keys import mistakes_in_paths
 from lamincli.options import (
     CheckpointOptions,
     FeatureOptions,
@@ -1074,7 +1075,9 @@ class LaminLightningCLI(LightningCLI):
             f"trainer.callbacks[{i}].init_args": init_args
             for i, (_, init_args) in self._listed_checkpoints().items()
         }
-        for place, values in (listed or {"checkpoint": options}).items():
+        checkpoints = listed or {"checkpoint": options}
+        mistakes += mistakes_in_paths(checkpoints, self._get(self.config, "trainer") or {})
+        for place, values in () if mistakes else checkpoints.items():
             given = {name: value for name, value in values.items() if name in names}
             try:
                 ModelCheckpoint(**given)

@@ -28,6 +28,7 @@ from lamincli.callbacks.follow import GoesOn
 from lamincli.errors import UnreachableError, first_line
 from lamincli.events import ArtifactRemovedEvent, ArtifactSavedEvent
 from lamincli.features import DESCRIPTIONS, as_json
+from lamincli.keys import as_key
 from lamincli.offline import SpooledRun
 from lamincli.options import LaminOptions
 from lamincli.publisher import Published, Publisher
@@ -214,6 +215,13 @@ class Checkpoint(GoesOn, ll.Checkpoint):
     def _logger_prefix(self, trainer: pl.Trainer, run_uid: str | None) -> str:
         # The logger has a new version, where no uid is in its place.
         return (None if run_uid else self._prefix) or super()._logger_prefix(trainer, run_uid)
+
+    def _base_prefix(self, trainer: pl.Trainer) -> str:
+        return as_key(super()._base_prefix(trainer), self._key_is_virtual)
+
+    def resolve_artifact_key(self, trainer: pl.Trainer, filepath: Path | str, kind: Any) -> str:
+        """Return the key of a file's artifact: that of lamindb, or the nearest it would take."""
+        return as_key(super().resolve_artifact_key(trainer, filepath, kind), self._key_is_virtual)
 
     # -- the spool -------------------------------------------------------------------------
 
