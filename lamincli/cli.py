@@ -71,7 +71,16 @@ from lamincli.process import (
 )
 from lamincli.publisher import is_draining
 from lamincli.ranks import Failure, Ranks, leave_group_at_exit, why_not_listening
-from lamincli.references import References, is_reference, references_in, started_here, walk
+from lamincli.references import (
+    References,
+    is_here,
+    is_reference,
+    known_file,
+    references_in,
+    started_here,
+    walk,
+)
+from lamincli.remote_file import fetch, is_url
 from lamincli.resume import (
     AUTO,
     Resumption,
@@ -172,6 +181,7 @@ class LaminLightningCLI(LightningCLI):
         self._references = References()
         self._resume: str | None = None
         self._resumption: Resumption | None = None
+        self._fetched: str | None = None  # the checkpoint of a URL, on this machine
         self.unpublished: list[str] = []
         self._stop = StopOnSignal()
         self._closed = threading.Event()
@@ -373,6 +383,7 @@ class LaminLightningCLI(LightningCLI):
 
         if not path or is_reference(path):
             return {}
+        path = self._fetched or path
         return describe_file(path, self._follows.lamin_run.uid if self._follows else None)
 
     def _close_what_is_open(self) -> None:
@@ -897,15 +908,36 @@ class LaminLightningCLI(LightningCLI):
         self._find_resumption()
         self._look_up("ckpt_path", "model", "data")
         if self.subcommand:
-            path = self._get(self.config, "ckpt_path")
+            self._fetch_checkpoint()
+            typed = self._get(self.config, "ckpt_path")
+            path = self._fetched or typed
             if is_reference(path):
                 path = self._references.local_path(path)
             if self._resumption is not None:
                 path = self._resumption.checkpoint or path
             # After a fit, the config is that of the checkpoint.
             if path and Path(path).exists() and self._follows is None:
-                self._take_hparams(str(path))
+                self._take_hparams(str(path), str(typed) if self._fetched else "")
                 self._look_up("model", "data")
+
+    def _fetch_checkpoint(self) -> None:
+        """Bring the checkpoint of a URL here, so that it is read as any file is.
+
+        Lightning loads what ``http`` gives it with all the objects in it, whose code then runs.
+        """
+        url = self._get(self.config, "ckpt_path")
+        if not is_url(url) or not self._loads_plain_files():
+            return
+        told = self._ranks.agree(lambda: known_file(self._fetch_url(url)))
+        is_shared = self._ranks.is_zero or is_here(told)
+        self._fetched = told["path"] if is_shared else self._fetch_url(url)
+
+    def _fetch_url(self, url: str) -> str:
+        folder = self._resources.enter_context(TemporaryDirectory(prefix="lamin-train-"))
+        try:
+            return str(fetch(url, Path(folder)))
+        except UsageError as error:
+            raise UsageError(f"--ckpt_path {url}: {error}") from error
 
     def _look_up(self, *sections: str) -> None:
         """Pin the references in parts of the config, and see to it that their files are here."""
@@ -936,9 +968,11 @@ class LaminLightningCLI(LightningCLI):
             raise UsageError.of(mistakes)
         return {"instance": self._lamindb.slug, "references": told}
 
-    def _take_hparams(self, path: str) -> None:
+    def _take_hparams(self, path: str, typed: str = "") -> None:
         weights_only = self._get(self.config, "weights_only") is not False
-        hparams = checkpoint_file.hyper_parameters(path, weights_only, self._loads_plain_files())
+        hparams = checkpoint_file.hyper_parameters(
+            path, weights_only, self._loads_plain_files(), typed
+        )
         if not hparams:
             return
         given = self._given().get("model")
@@ -946,7 +980,9 @@ class LaminLightningCLI(LightningCLI):
         try:
             self.config = self.parser.parse_object({self.subcommand: {"model": model}}, self.config)
         except SystemExit:
-            console.fail(f"the model takes other arguments than the hyper-parameters of {path}")
+            console.fail(
+                f"the model takes other arguments than the hyper-parameters of {typed or path}"
+            )
             raise
         if given is None:
             return
@@ -1105,8 +1141,10 @@ class LaminLightningCLI(LightningCLI):
     def _why_no_checkpoint(self, path: str) -> str | None:
         if is_reference(path):
             path = self._references.local_path(path)
-        elif "://" in path:
-            return None
+        elif is_url(path):
+            if self._fetched is None:
+                return None
+            path = self._fetched
         if not Path(path).exists():
             return "there is no such file."
         if Path(path).is_dir() and self._loads_plain_files():
@@ -1310,6 +1348,11 @@ class LaminLightningCLI(LightningCLI):
         arguments = super()._prepare_subcommand_kwargs(subcommand)
         if self._resumption is not None and self._resumption.checkpoint is not None:
             arguments["ckpt_path"] = str(self._resumption.checkpoint)
+        elif self._fetched is not None:
+            arguments["ckpt_path"] = self._fetched
+        takes_it = "weights_only" in self._subcommand_method_arguments[subcommand]
+        if takes_it and is_url(arguments.get("ckpt_path")) and arguments["weights_only"] is None:
+            arguments["weights_only"] = True  # Lightning's default is another for http
         if self._predictions is not None and arguments.get("return_predictions") is None:
             arguments["return_predictions"] = False  # or they would all be kept in memory
         return arguments

@@ -16,8 +16,8 @@ from lamincli.errors import did_you_mean
 HELP_OF_REFERENCES = {
     "--config": "A file, or a config in LaminDB: lamin:run/RUN/config.",
     "--ckpt_path": (
-        "A file, or a checkpoint in LaminDB: lamin:run/RUN/best (or last, rank/1, a file name), "
-        "lamin:artifact/UID. RUN is a uid, the beginning of one, or latest."
+        "A file, a URL, or a checkpoint in LaminDB: lamin:run/RUN/best (or last, rank/1, a file "
+        "name), lamin:artifact/UID. RUN is a uid, the beginning of one, or latest."
     ),
     "--weights_only": (
         "False also loads Python objects, whose code then runs: only for a checkpoint whose maker "
