@@ -23,7 +23,7 @@ from lamindb.base.uids import base62
 from lamindb.integrations import lightning as ll
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lamincli import console
+from lamincli import console, originals
 from lamincli.callbacks.follow import GoesOn
 from lamincli.errors import UnreachableError, first_line
 from lamincli.events import ArtifactRemovedEvent, ArtifactSavedEvent
@@ -478,6 +478,8 @@ class Checkpoint(GoesOn, ll.Checkpoint):
         self, trainer: pl.Trainer, path: Path, kind: Literal["config", "hparams"]
     ) -> Any:
         job = self._job("save", trainer, path, kind)
+        if kind == "config" and redact_config(text := path.read_text()) != text:
+            job = replace(job, notes={originals.NOTE: originals.note_of(path, text, job.run)})
         if not self._persists_by_itself(f"save_{kind}_artifact"):
             self._add(trainer, job, path)
             return None
