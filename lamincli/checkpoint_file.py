@@ -11,7 +11,9 @@ from typing import Any
 from lamincli.errors import UsageError, first_line
 
 
-def hyper_parameters(path: str, weights_only: bool, is_plain: bool) -> dict[str, Any]:
+def hyper_parameters(
+    path: str, weights_only: bool, is_plain: bool, typed: str = ""
+) -> dict[str, Any]:
     """Return the hyper-parameters of the model in a checkpoint, of which only these are read.
 
     Args:
@@ -19,12 +21,14 @@ def hyper_parameters(path: str, weights_only: bool, is_plain: bool) -> dict[str,
         weights_only: Refuse what would run code when it is loaded.
         is_plain: Checkpoints are files of torch. Otherwise a file that torch cannot read is that of
             a plugin or strategy, and has none that are known.
+        typed: What the user calls it; the path by default.
 
     Raises:
         UsageError: It would run code, or is no checkpoint.
     """
     import torch
 
+    typed = typed or path
     try:
         file_path = _with_hyper_parameters(Path(path))
         if Path(path).is_dir() and not file_path.exists():
@@ -41,17 +45,17 @@ def hyper_parameters(path: str, weights_only: bool, is_plain: bool) -> dict[str,
             found = re.search(r"GLOBAL ([\w.]+)", str(error))
             what = found[1] if found else "more than weights"
             raise UsageError(
-                f"--ckpt_path {path}: it holds {what}, and loading it would run code that it "
+                f"--ckpt_path {typed}: it holds {what}, and loading it would run code that it "
                 "names. If you trust who made it: --weights_only false."
             ) from error
         if not is_plain:
             return {}
         if isinstance(error, (ImportError, AttributeError)):
             raise UsageError(
-                f"--ckpt_path {path}: it holds an object whose code is not here: {error}."
+                f"--ckpt_path {typed}: it holds an object whose code is not here: {error}."
             ) from error
         why = first_line(error) if isinstance(error, OSError) else "torch cannot read it"
-        raise UsageError(f"--ckpt_path {path}: it is no checkpoint: {why}.") from error
+        raise UsageError(f"--ckpt_path {typed}: it is no checkpoint: {why}.") from error
     hparams.pop("_instantiator", None)
     return hparams
 

@@ -47,6 +47,7 @@ from lamincli.features import DESCRIPTIONS, metric_values
 from lamincli.instance import (
     ENVIRONMENT_VARIABLE,
 )
+from lamincli.keys import mistakes_in_paths
 from lamincli.options import (
     CheckpointOptions,
     FeatureOptions,
@@ -70,7 +71,17 @@ from lamincli.process import (
 )
 from lamincli.publisher import is_draining
 from lamincli.ranks import Failure, Ranks, leave_group_at_exit, why_not_listening
-from lamincli.references import References, is_reference, references_in, started_here, walk
+from lamincli.redaction import REDACTED, redacted_keys
+from lamincli.references import (
+    References,
+    is_here,
+    is_reference,
+    known_file,
+    references_in,
+    started_here,
+    walk,
+)
+from lamincli.remote_file import fetch, is_url
 from lamincli.resume import (
     AUTO,
     Resumption,
@@ -81,6 +92,7 @@ from lamincli.resume import (
     remember,
 )
 from lamincli.spool import left_behind
+from lamincli.taken_out import TakenOut, mistakes_in
 
 if TYPE_CHECKING:
     from lamincli.tracking import Status, TrackedRun
@@ -171,6 +183,9 @@ class LaminLightningCLI(LightningCLI):
         self._references = References()
         self._resume: str | None = None
         self._resumption: Resumption | None = None
+        self._taken_out = TakenOut()
+        self._asked_later = ""
+        self._fetched: str | None = None  # the checkpoint of a URL, on this machine
         self.unpublished: list[str] = []
         self._stop = StopOnSignal()
         self._closed = threading.Event()
@@ -372,6 +387,7 @@ class LaminLightningCLI(LightningCLI):
 
         if not path or is_reference(path):
             return {}
+        path = self._fetched or path
         return describe_file(path, self._follows.lamin_run.uid if self._follows else None)
 
     def _close_what_is_open(self) -> None:
@@ -672,12 +688,16 @@ class LaminLightningCLI(LightningCLI):
         if mistakes:
             raise UsageError.of(mistakes)
 
+    def _typed(self) -> list[str]:
+        """Return the words that are parsed, with local configs; none where an object is."""
+        words = sys.argv[1:] if self._args is None else self._args
+        return words if isinstance(words, list) else []
+
     def _is_typed(self, name: str) -> bool:
         """Tell whether an option of ours is among the words, and not in a config file only."""
-        words = sys.argv[1:] if self._args is None else self._args
-        if isinstance(words, list):
+        if isinstance(self._args, (list, type(None))):
             options = (f"--lamin.{name}", f"--{self.subcommand}.lamin.{name}")
-            return any(str(word).partition("=")[0] in options for word in words)
+            return any(str(word).partition("=")[0] in options for word in self._typed())
         return (self._given().get("lamin") or {}).get(name) is not None
 
     def _run_next(self, attributes: dict[str, Any], arguments: dict[str, Any]) -> None:
@@ -752,11 +772,43 @@ class LaminLightningCLI(LightningCLI):
             return
         words = sys.argv[1:] if args is None else args
         with started_here():
-            if isinstance(words, list) and (local := self._with_configs(words)) != words:
-                self._args = local
-                self.config = parser.parse_args(local)
-            else:
+            if not isinstance(words, list):
                 super().parse_arguments(parser, args)
+                return
+            local = self._with_configs(words)
+            if any(word.startswith("--print_config") for word in local):
+                self.config = parser.parse_args(local)  # and nothing is made of it
+                return
+            if is_rewritten := (local := self._taken_out.take_from(local)) != words:
+                self._args = local
+            if self._taken_out.are_any(local):
+                self._ask_for_what_was_taken_out()
+            asked = set(self._taken_out.keys)
+            with self._taken_out.noted():
+                if is_rewritten:
+                    self.config = parser.parse_args(local)
+                else:
+                    super().parse_arguments(parser, args)
+            if asked != set(self._taken_out.keys):  # by a config that could not be seen before
+                self._ask_for_what_was_taken_out()
+
+    def _ask_for_what_was_taken_out(self) -> None:
+        """Ask for what was taken out of a published config, and is given nowhere else.
+
+        Raises:
+            UsageError: There is such a value; all of them are named.
+        """
+        given = self._given_of_all()  # which notes what was taken out
+        missing = self._taken_out.missing(given, given.get("subcommand")) if given else {}
+        if option_in(self._typed(), "--lamin.resume") is not None:
+            self._asked_later = missing.pop("ckpt_path", "")  # a run goes on from its own
+        if missing:
+            raise UsageError.of(list(missing.values()))
+
+    def _refuse_placeholders(self) -> None:
+        """Refuse a config that holds a placeholder, from wherever it came."""
+        if REDACTED in str(self._get_config()):
+            raise UsageError.of(mistakes_in(self._config_as_dict()))
 
     def _with_configs(self, words: list[str]) -> list[str]:
         """Return the words with files for configs that this rank cannot read from the words."""
@@ -804,7 +856,9 @@ class LaminLightningCLI(LightningCLI):
         """Return a file that can be read more than once, for what was typed as a config."""
         if is_reference(value):
             instance = option_in(words, "--lamin.instance")
-            return self._lamindb.ask(instance, lambda: self._references.local_path(value))
+            path = self._lamindb.ask(instance, lambda: self._references.config_path(value))
+            self._taken_out.of[os.path.abspath(path)] = self._references.config_name(value)
+            return path
         if _is_pipe(value):  # as in --config <(command)
             return self._copy(Path(value).read_bytes())
         return value
@@ -822,6 +876,9 @@ class LaminLightningCLI(LightningCLI):
                 f"trains. Go on with it there: python {program} fit --lamin.resume={found.run.uid}"
             )
         config = self._lamindb.ask(instance, lambda: found.config(self._references.away))
+        if config is not None:
+            name = f"the published config of run {found.run.uid}"
+            self._taken_out.of[os.path.abspath(config)] = name
         return [words[0], "--config", config, *words[1:]] if config else words
 
     def _look_for_run(self, word: str, instance: str | None) -> Resumption | None:
@@ -843,7 +900,11 @@ class LaminLightningCLI(LightningCLI):
 
     def _find_resumption(self) -> None:
         """Find the run to go on with, if that is asked, and keep that out of the config."""
-        word = self._resume = self._lamin_options().resume
+        word = self._lamin_options().resume
+        words = self._typed()
+        if word is None and option_in(words, "--lamin.resume") not in (None, "", "null"):
+            word = option_in(words, "--lamin.resume")  # each config that was saved says null
+        self._resume = word
         if word is None and self._goes_on_by_itself():
             word = AUTO
         if word is None:
@@ -852,13 +913,14 @@ class LaminLightningCLI(LightningCLI):
         if self.subcommand != "fit":
             raise UsageError(f"--lamin.resume {word}: only fit can go on with a run.")
         told = self._ranks.agree(lambda: self._told_of_run(word))
+        if self._asked_later and (told is None or told["file"] is None):
+            raise UsageError(self._asked_later)
         if told is None:
             return
         if not self._ranks.is_zero:
             self._resumption = Resumption.heard(told, partial(self._fetch, told["instance"]))
         found = self._resumption
         assert found is not None
-        words = self._args if isinstance(self._args, list) else sys.argv[1:]
         if word != AUTO and option_in(words, "--ckpt_path") is not None:
             found.checkpoint = None
         elif found.checkpoint is not None:
@@ -896,15 +958,38 @@ class LaminLightningCLI(LightningCLI):
         self._find_resumption()
         self._look_up("ckpt_path", "model", "data")
         if self.subcommand:
-            path = self._get(self.config, "ckpt_path")
+            self._fetch_checkpoint()
+            typed = self._get(self.config, "ckpt_path")
+            path = self._fetched or typed
             if is_reference(path):
                 path = self._references.local_path(path)
             if self._resumption is not None:
                 path = self._resumption.checkpoint or path
             # After a fit, the config is that of the checkpoint.
             if path and Path(path).exists() and self._follows is None:
-                self._take_hparams(str(path))
+                self._take_hparams(str(path), str(typed) if self._fetched else "")
                 self._look_up("model", "data")
+
+        self._refuse_placeholders()
+
+    def _fetch_checkpoint(self) -> None:
+        """Bring the checkpoint of a URL here, so that it is read as any file is.
+
+        Lightning loads what ``http`` gives it with all the objects in it, whose code then runs.
+        """
+        url = self._get(self.config, "ckpt_path")
+        if not is_url(url) or not self._loads_plain_files():
+            return
+        told = self._ranks.agree(lambda: known_file(self._fetch_url(url)))
+        is_shared = self._ranks.is_zero or is_here(told)
+        self._fetched = told["path"] if is_shared else self._fetch_url(url)
+
+    def _fetch_url(self, url: str) -> str:
+        folder = self._resources.enter_context(TemporaryDirectory(prefix="lamin-train-"))
+        try:
+            return str(fetch(url, Path(folder)))
+        except UsageError as error:
+            raise UsageError(f"--ckpt_path {url}: {error}") from error
 
     def _look_up(self, *sections: str) -> None:
         """Pin the references in parts of the config, and see to it that their files are here."""
@@ -935,17 +1020,22 @@ class LaminLightningCLI(LightningCLI):
             raise UsageError.of(mistakes)
         return {"instance": self._lamindb.slug, "references": told}
 
-    def _take_hparams(self, path: str) -> None:
+    def _take_hparams(self, path: str, typed: str = "") -> None:
         weights_only = self._get(self.config, "weights_only") is not False
-        hparams = checkpoint_file.hyper_parameters(path, weights_only, self._loads_plain_files())
+        hparams = checkpoint_file.hyper_parameters(
+            path, weights_only, self._loads_plain_files(), typed
+        )
         if not hparams:
             return
         given = self._given().get("model")
+        hparams = self._without_placeholders(hparams, given, typed or path)
         model = self._model_with(hparams)
         try:
             self.config = self.parser.parse_object({self.subcommand: {"model": model}}, self.config)
         except SystemExit:
-            console.fail(f"the model takes other arguments than the hyper-parameters of {path}")
+            console.fail(
+                f"the model takes other arguments than the hyper-parameters of {typed or path}"
+            )
             raise
         if given is None:
             return
@@ -954,6 +1044,26 @@ class LaminLightningCLI(LightningCLI):
         for name, value in (given.get("init_args", given) or {}).items():
             if name in hparams and hparams[name] != value and self._ranks.is_zero:
                 console.say(f"{name} is {value!r}, as given; the checkpoint has {hparams[name]!r}")
+
+    def _without_placeholders(self, hparams: dict[str, Any], given: Any, of: str) -> dict[str, Any]:
+        """Return hyper-parameters without placeholders, with which earlier versions have trained.
+
+        Raises:
+            UsageError: The model takes them, and they are not given.
+        """
+        names = {key.partition(".")[0] for key in redacted_keys(hparams)}
+        arguments = given.as_dict() if isinstance(given, Namespace) else {}
+        arguments = arguments.get("init_args", arguments) or {}
+        place = "model.init_args" if self.subclass_mode_model else "model"
+        missing = [
+            f"{place}.{name} was taken out of the hyper-parameters in {of}. "
+            f"Give it: --{place}.{name} VALUE"
+            for name in hparams
+            if name in names - set(arguments) and _takes(self._chosen_model(), name)
+        ]
+        if missing:
+            raise UsageError.of(missing)
+        return {name: value for name, value in hparams.items() if name not in names}
 
     def _model_with(self, hparams: dict[str, Any]) -> dict[str, Any]:
         """Return the config of the model with hyper-parameters of a checkpoint.
@@ -966,13 +1076,9 @@ class LaminLightningCLI(LightningCLI):
         if class_path is not None:
             return {"class_path": class_path, "dict_kwargs": dict(hparams)}
         kind = self._chosen_model()
-        parameters = signature(kind).parameters.values()
-        names = {parameter.name for parameter in parameters}
-        if any(parameter.kind == Parameter.VAR_KEYWORD for parameter in parameters):
-            names |= set(hparams)
-        if rest := sorted(set(hparams) - names):
+        taken = {name: value for name, value in hparams.items() if _takes(kind, name)}
+        if rest := sorted(set(hparams) - set(taken)):
             console.say(f"{', '.join(rest)}: in the checkpoint, and no argument of the model")
-        taken = {name: value for name, value in hparams.items() if name in names}
         return {"class_path": class_path_of(kind), "dict_kwargs": taken}
 
     def _with_local_paths(self, config: Any) -> Any:
@@ -1074,7 +1180,9 @@ class LaminLightningCLI(LightningCLI):
             f"trainer.callbacks[{i}].init_args": init_args
             for i, (_, init_args) in self._listed_checkpoints().items()
         }
-        for place, values in (listed or {"checkpoint": options}).items():
+        checkpoints = listed or {"checkpoint": options}
+        mistakes += mistakes_in_paths(checkpoints, self._get(self.config, "trainer") or {})
+        for place, values in () if mistakes else checkpoints.items():
             given = {name: value for name, value in values.items() if name in names}
             try:
                 ModelCheckpoint(**given)
@@ -1102,8 +1210,10 @@ class LaminLightningCLI(LightningCLI):
     def _why_no_checkpoint(self, path: str) -> str | None:
         if is_reference(path):
             path = self._references.local_path(path)
-        elif "://" in path:
-            return None
+        elif is_url(path):
+            if self._fetched is None:
+                return None
+            path = self._fetched
         if not Path(path).exists():
             return "there is no such file."
         if Path(path).is_dir() and self._loads_plain_files():
@@ -1120,22 +1230,27 @@ class LaminLightningCLI(LightningCLI):
 
     def _given(self) -> Any:
         """Return what was typed or stands in a config file, without defaults."""
-        parsers = [self.parser, self._parser(self.subcommand)]
+        given = self._given_of_all()
+        return given.get(str(self.subcommand), given) if self.subcommand else given
+
+    def _given_of_all(self) -> Any:
+        """Return the same for all stages; nothing if it cannot be parsed."""
+        parsers = [self.parser, *getattr(self, "_subcommand_parsers", {}).values()]
         exits = [parser.exit_on_error for parser in parsers]
         for parser in parsers:
             parser.exit_on_error = False
+        # A value that is required may come from a default or a link.
+        only_given: dict[str, Any] = {"defaults": False, "_skip_validation": True}
         try:
-            with started_here():
+            with started_here(), self._taken_out.noted():
                 if isinstance(self._args, (list, type(None))):
-                    given = self.parser.parse_args(self._args, defaults=False)
-                else:
-                    given = self.parser.parse_object(self._args, defaults=False)
-        except ArgumentError:  # an argument is required, and a default or a link gives it
+                    return self.parser.parse_args(self._args, **only_given)
+                return self.parser.parse_object(self._args, **only_given)
+        except ArgumentError:
             return {}
         finally:
             for parser, exit_on_error in zip(parsers, exits, strict=True):
                 parser.exit_on_error = exit_on_error
-        return given.get(str(self.subcommand), given) if self.subcommand else given
 
     def _config_as_dict(self) -> dict[str, Any]:
         config = self._get_config()
@@ -1170,6 +1285,7 @@ class LaminLightningCLI(LightningCLI):
         The config that is published keeps the references. Beginning draws no random numbers: the
         clients of hub and storage do when they retry, and the model is seeded by now.
         """
+        self._refuse_placeholders()  # once more, for the project may have changed the config
         with isolate_rng(include_cuda=False):
             self._begin()
         self._instantiate()
@@ -1307,6 +1423,11 @@ class LaminLightningCLI(LightningCLI):
         arguments = super()._prepare_subcommand_kwargs(subcommand)
         if self._resumption is not None and self._resumption.checkpoint is not None:
             arguments["ckpt_path"] = str(self._resumption.checkpoint)
+        elif self._fetched is not None:
+            arguments["ckpt_path"] = self._fetched
+        takes_it = "weights_only" in self._subcommand_method_arguments[subcommand]
+        if takes_it and is_url(arguments.get("ckpt_path")) and arguments["weights_only"] is None:
+            arguments["weights_only"] = True  # Lightning's default is another for http
         if self._predictions is not None and arguments.get("return_predictions") is None:
             arguments["return_predictions"] = False  # or they would all be kept in memory
         return arguments
@@ -1422,6 +1543,13 @@ def _exit_code(error: BaseException) -> int:
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     return 130 if isinstance(error, KeyboardInterrupt) else 1
+
+
+def _takes(kind: Any, argument: str) -> bool:
+    """Tell whether a class or function takes an argument."""
+    parameters = signature(kind).parameters
+    is_open = any(one.kind == Parameter.VAR_KEYWORD for one in parameters.values())
+    return is_open or argument in parameters
 
 
 def _lacks(kind: Any, hook: str) -> bool:

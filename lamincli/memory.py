@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,13 @@ class Remembered:
         pinned: The reference with the exact artifact.
         file: The file on this machine, as `known_file` describes it.
         at: When, ISO 8601 in UTC.
+        originals: What is noted of the originals of a config, by their runs.
     """
 
     pinned: str
     file: dict[str, Any]
     at: str
+    originals: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,13 @@ class KnownJob:
     prefixes: dict[str, str]
 
 
-def remember(slug: str, text: str, pinned: str, file: dict[str, Any]) -> None:
+def remember(
+    slug: str,
+    text: str,
+    pinned: str,
+    file: dict[str, Any],
+    originals: dict[str, Any] | None = None,
+) -> None:
     """Keep what a reference stands for. A home that cannot be written is no obstacle.
 
     Args:
@@ -58,9 +66,10 @@ def remember(slug: str, text: str, pinned: str, file: dict[str, Any]) -> None:
         text: The reference.
         pinned: As in `Remembered`.
         file: As in `Remembered`.
+        originals: As in `Remembered`.
     """
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    _write(_place("references", slug, text), asdict(Remembered(pinned, file, now)))
+    _write(_place("references", slug, text), asdict(Remembered(pinned, file, now, originals or {})))
 
 
 def recall(slug: str, text: str) -> Remembered | None:

@@ -8,16 +8,18 @@ import sys
 from inspect import signature
 from typing import Any, NoReturn
 
+from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lamincli import console
 from lamincli.errors import did_you_mean
+from lamincli.taken_out import without_placeholders
 
 HELP_OF_REFERENCES = {
     "--config": "A file, or a config in LaminDB: lamin:run/RUN/config.",
     "--ckpt_path": (
-        "A file, or a checkpoint in LaminDB: lamin:run/RUN/best (or last, rank/1, a file name), "
-        "lamin:artifact/UID. RUN is a uid, the beginning of one, or latest."
+        "A file, a URL, or a checkpoint in LaminDB: lamin:run/RUN/best (or last, rank/1, a file "
+        "name), lamin:artifact/UID. RUN is a uid, the beginning of one, or latest."
     ),
     "--weights_only": (
         "False also loads Python objects, whose code then runs: only for a checkpoint whose maker "
@@ -46,6 +48,12 @@ class LaminArgumentParser(LightningArgumentParser):
             program += f" {stage[1]}"
         sys.stderr.write(f"All options: {program} --help\n")
         sys.exit(2)
+
+    def _load_config_parser_mode(
+        self, content: str, path: Any = "", *args: Any, **kwargs: Any
+    ) -> Namespace:
+        content = without_placeholders(content, path, not self._is_subcommand_parser())
+        return super()._load_config_parser_mode(content, path, *args, **kwargs)
 
     def _is_subcommand_parser(self) -> bool:
         return not any(hasattr(action, "_name_parser_map") for action in self._actions)

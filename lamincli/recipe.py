@@ -17,11 +17,9 @@ from typing import Any
 
 import yaml
 
-from lamincli.differences import leaves
 from lamincli.errors import UsageError
 from lamincli.options import LaminOptions
 from lamincli.process import PARENT_VARIABLE, REPRODUCES_VARIABLE
-from lamincli.redaction import REDACTED
 
 _OUTPUTS = {"dirpath", "save_dir", "root_dir", "log_dir", "output_dir", "default_root_dir"}
 _PACKAGES = "pypackages/"
@@ -37,7 +35,7 @@ class Recipe:
     Args:
         command: The words to run, the interpreter first.
         environment: What the process finds in its environment beyond ours.
-        config: The config, as the run has published it but for where it writes.
+        config: The config that the run was given, but for where it writes.
         notes: What the user should know before.
         script_name: Name of the project's script, if the run was started by one.
     """
@@ -66,7 +64,7 @@ def plan(
         uid: Uid of the run.
         transform_key: Key of the run's transform.
         source: Its source text.
-        config: The config that the run has published.
+        config: The config that the run was given.
         scratch: The folder to write to.
         recorded_code: Run the recorded source instead of the installed one.
 
@@ -91,8 +89,6 @@ def plan(
                 raise UsageError("--code recorded needs Python 3.11. Leave it out, or upgrade.")
     else:
         program = _installed(uid, transform_key, script, record.get("program") or {})
-    if names := [key for key, value in leaves(config) if REDACTED in str(value)]:
-        notes.append(f"{', '.join(names)}: a secret was taken out of the record; trained without")
     if config.get("seed_everything") in (None, False):
         notes.append("the run has no seed (seed_everything), so its results come from chance")
     return Recipe(
@@ -302,6 +298,8 @@ def _mirror(package: Path | None, target: Path) -> None:
 
 
 def write_config(config: dict[str, Any], path: Path) -> None:
-    """Write the config of the child."""
+    """Write the config of the child, which may hold secrets, for this user alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with open(handle, "w") as file:
+        file.write(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))

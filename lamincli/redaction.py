@@ -7,7 +7,7 @@ Pure: nothing here touches a file or a database.
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -79,6 +79,28 @@ def redact(value: Any, key: str = "") -> Any:
     if secret and not (isinstance(value, (int, float)) and _COUNTS.search(_words(key))):
         return REDACTED if value != "" else value
     return redact_text(value) if isinstance(value, str) else value
+
+
+def redacted_keys(value: Any) -> list[str]:
+    """Return the dotted paths of the values that were taken out of a nested value, in order.
+
+    Items of lists are counted from zero: ``data.init_args.headers.0.value``. A key that was taken
+    out is named as it stands there.
+    """
+    if isinstance(value, str):
+        return [""] if REDACTED in value else []
+    if isinstance(value, Mapping):
+        items: Iterable[tuple[Any, Any]] = value.items()
+    elif isinstance(value, (list, tuple)):
+        items = enumerate(value)
+    else:
+        return []
+    below = (
+        (str(key), path)
+        for key, item in items
+        for path in ([""] if REDACTED in str(key) else redacted_keys(item))
+    )
+    return [f"{key}.{path}" if path else key for key, path in below]
 
 
 def redact_text(text: str) -> str:

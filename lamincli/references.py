@@ -26,9 +26,9 @@ from typing import Any
 from jsonargparse import Namespace
 from jsonargparse.typing import register_type
 
-from lamincli import console, memory
+from lamincli import console, memory, originals
 from lamincli.errors import LaminReferenceError, did_you_mean, first_line
-from lamincli.features import DESCRIPTIONS
+from lamincli.features import DESCRIPTIONS, EXTRA_DATA_KEY
 
 SCHEME = "lamin:"
 LATEST = "latest"
@@ -125,6 +125,7 @@ class Resolved:
         artifact: The artifact; `None` for the metrics of a run.
         subpath: A path within the artifact.
         run: The run, where the reference names one.
+        remembered: `originals` as they were when the reference was last looked up.
     """
 
     reference: Reference
@@ -132,6 +133,7 @@ class Resolved:
     artifact: Any
     subpath: str = ""
     run: Any = None
+    remembered: dict[str, Any] = field(default_factory=dict)
 
     def local_path(self) -> Path:
         """Return the file or folder on this machine; it is downloaded if it is not here."""
@@ -142,6 +144,15 @@ class Resolved:
                 f"metrics-{self.run.uid}.json", json.dumps(_metrics(self.run), indent=1)
             )
         return download.fetch(self.artifact, self.subpath)
+
+    @property
+    def originals(self) -> dict[str, Any]:
+        """What is noted of the originals of a published config, by their runs."""
+        if self.artifact is None:
+            return self.remembered
+        extra = (self.artifact.extra_data or {}).get(EXTRA_DATA_KEY) or {}
+        notes = dict(extra.get(originals.NOTE) or {})
+        return {u: n for u, n in notes.items() if self.run is None or u == self.run.uid}
 
 
 @dataclass
@@ -179,6 +190,22 @@ class References:
             self._paths[pinned] = str(self.resolve(value).local_path())
             self._remember(str(value), pinned)
         return self._paths[pinned]
+
+    def config_path(self, value: Any) -> str:
+        """Return the path of a config: of what the run was given, if that is on this machine."""
+        published = self.local_path(value)
+        notes = self.resolve(value).originals
+        found = (originals.find(note, uid, Path(published)) for uid, note in notes.items())
+        texts = {path.read_text(): str(path) for path in found if path is not None}
+        # Runs of one key may differ in nothing but their secrets.
+        return texts.popitem()[1] if len(texts) == 1 else published
+
+    def config_name(self, value: Any) -> str:
+        """Return what a config is called, that nothing but its copy is here."""
+        found = self.resolve(value)
+        if found.run is not None:
+            return f"the published config of run {found.run.uid}"
+        return f"the published config {value}"
 
     def pinned(self, value: Any) -> str:
         """Return the reference with the exact artifact."""
@@ -226,7 +253,7 @@ class References:
 
         slug, file = str(ln.setup.settings.instance.slug), known_file(self._paths[pinned])
         for one in {text, pinned, *(typed for typed, r in self.used.items() if r.pinned == pinned)}:
-            memory.remember(slug, one, pinned, file)
+            memory.remember(slug, one, pinned, file, self.resolve(text).originals)
 
     def _recall(self, reference: Reference) -> Resolved:
         """Return what a reference stood for when it was last looked up on this machine."""
@@ -244,7 +271,7 @@ class References:
         if text != found.pinned:
             console.say(f"{text} is taken for {found.pinned}, as on {found.at}")
         self._paths[found.pinned] = found.file["path"]
-        return Resolved(reference, found.pinned, None)
+        return Resolved(reference, found.pinned, None, remembered=found.originals)
 
     def _look_up(self, reference: Reference) -> Resolved:
         import lamindb as ln

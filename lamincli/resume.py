@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lamincli import checkpoint_file, console, slurm
+from lamincli import checkpoint_file, console, originals, slurm
 from lamincli.errors import LaminReferenceError, UnreachableError, UsageError, first_line
 from lamincli.memory import KnownJob, forget_job, recall_job
 from lamincli.offline import beginning_in, is_stand_in, spools_of_runs, stand_in
@@ -107,24 +107,27 @@ class Resumption:
         return None if knows else Path((record.get("program") or {}).get("script", "")).name or None
 
     def config(self, away: str | None) -> str | None:
-        """Return the local path of the run's config, if it has published one.
+        """Return the local path of the config that the run was given, if it has published one.
+
+        Only the published copy may be here, without what was taken out of it.
 
         Args:
             away: The instance, where it cannot be asked.
 
         Raises:
-            UsageError: It has, and cannot be read now.
+            UsageError: It has published one, which cannot be read now.
         """
+        if (spooled := _spooled_config(self.run.uid)) is not None:
+            return spooled
         if not is_stand_in(self.run):
             with suppress(LaminReferenceError):  # it may not be published yet
-                return References(away=away).local_path(f"lamin:run/{self.run.uid}/config")
-        spooled = _spooled_config(self.run.uid)
-        if spooled is None and away is not None:
+                return References(away=away).config_path(f"lamin:run/{self.run.uid}/config")
+        if away is not None:
             raise UsageError(
                 f"{away} is not asked now, and the config of run {self.run.uid} is not on this "
                 "machine. Give it: --config FILE, or go on when LaminDB is back."
             )
-        return spooled
+        return None
 
 
 def find(word: str, slug: str, of_folder: bool = True) -> Resumption | None:
@@ -467,8 +470,13 @@ def _spooled(uid: str) -> Iterator[_Found]:
 
 
 def _spooled_config(uid: str) -> str | None:
-    configs = [str(spool.pin_of(job)) for spool, job in _saves_in_spools(uid, "config")]
-    return configs[-1] if configs else None
+    """Return the latest config of a run that is not published yet: what it was given, or a copy."""
+    jobs = list(_saves_in_spools(uid, "config"))
+    if not jobs:
+        return None
+    spool, job = jobs[-1]
+    pin = spool.pin_of(job)
+    return str(originals.find(job.notes.get(originals.NOTE), uid, pin) or pin)
 
 
 def _saves_in_spools(uid: str, kind: str) -> Iterator[tuple[Spool, Job]]:

@@ -188,3 +188,26 @@ class StatefulLoader(DataLoader):
 class StatefulData(NoisyData):
     def train_dataloader(self) -> DataLoader:
         return StatefulLoader(self._set(), batch_size=4)
+
+
+class SecretModel(TinyModel):
+    """Takes secrets of several shapes, and notes with what it was made."""
+
+    made: ClassVar[list[dict[str, Any]]] = []
+
+    def __init__(
+        self,
+        api_key: str,
+        db: str = "",
+        gain: float = 40.0,
+        hub: dict[str, Any] | None = None,
+        learning_rate: float = 0.1,
+    ) -> None:
+        super().__init__(learning_rate=learning_rate)
+        self.save_hyperparameters()
+        SecretModel.made.append(dict(self.hparams))
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        if os.environ.get("STOP_AT") == str(self.global_step):
+            raise RuntimeError("preempted")
+        return self.layer(batch[0]).pow(2).mean()

@@ -23,11 +23,12 @@ from lamindb.base.uids import base62
 from lamindb.integrations import lightning as ll
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lamincli import console
+from lamincli import console, originals
 from lamincli.callbacks.follow import GoesOn
 from lamincli.errors import UnreachableError, first_line
 from lamincli.events import ArtifactRemovedEvent, ArtifactSavedEvent
 from lamincli.features import DESCRIPTIONS, as_json
+from lamincli.keys import as_key
 from lamincli.offline import SpooledRun
 from lamincli.options import LaminOptions
 from lamincli.publisher import Published, Publisher
@@ -214,6 +215,13 @@ class Checkpoint(GoesOn, ll.Checkpoint):
     def _logger_prefix(self, trainer: pl.Trainer, run_uid: str | None) -> str:
         # The logger has a new version, where no uid is in its place.
         return (None if run_uid else self._prefix) or super()._logger_prefix(trainer, run_uid)
+
+    def _base_prefix(self, trainer: pl.Trainer) -> str:
+        return as_key(super()._base_prefix(trainer), self._key_is_virtual)
+
+    def resolve_artifact_key(self, trainer: pl.Trainer, filepath: Path | str, kind: Any) -> str:
+        """Return the key of a file's artifact: that of lamindb, or the nearest it would take."""
+        return as_key(super().resolve_artifact_key(trainer, filepath, kind), self._key_is_virtual)
 
     # -- the spool -------------------------------------------------------------------------
 
@@ -470,6 +478,8 @@ class Checkpoint(GoesOn, ll.Checkpoint):
         self, trainer: pl.Trainer, path: Path, kind: Literal["config", "hparams"]
     ) -> Any:
         job = self._job("save", trainer, path, kind)
+        if kind == "config" and redact_config(text := path.read_text()) != text:
+            job = replace(job, notes={originals.NOTE: originals.note_of(path, text, job.run)})
         if not self._persists_by_itself(f"save_{kind}_artifact"):
             self._add(trainer, job, path)
             return None

@@ -28,7 +28,7 @@ from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
-from lamincli import console
+from lamincli import console, keys
 from lamincli.errors import LaminTrainError, UsageError, first_line
 
 if TYPE_CHECKING:
@@ -185,10 +185,9 @@ def why_no_key(key: str) -> str | None:
     if not key.endswith((".parquet", ".pt")):
         stem = key.rpartition("/")[2].partition(".")[0] or "predictions"
         return f"it ends in neither .parquet nor .pt. Write {stem}.parquet."
-    parts = key.split("/")
-    if "://" in key or key.startswith("lamin:") or not all(parts) or {".", ".."} & set(parts):
-        return "it is no key. Write names with slashes between them: folder/predictions.parquet."
-    if parts[-1].startswith("."):
+    if why := keys.why_no_key(key):
+        return why
+    if key.rpartition("/")[2].startswith("."):
         return "the file has no name. Write one before the dot: predictions.parquet."
     return None
 

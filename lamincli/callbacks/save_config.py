@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from itertools import chain
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import lamindb as ln
 import lightning.pytorch as pl
 from lamindb.integrations import lightning as ll
 
-from lamincli.callbacks.checkpoint import Checkpoint
+from lamincli import originals
+from lamincli.callbacks.checkpoint import Checkpoint, spool_root
 from lamincli.memory import KnownJob, remember_job
 from lamincli.process import job_id
 from lamincli.redaction import redact_argv
@@ -72,27 +75,45 @@ class SaveConfigCallback(ll.SaveConfigCallback):
         self.already_saved = trainer.strategy.broadcast(True)
 
     def _write(self, trainer: pl.Trainer) -> Path:
-        usual: Path = self._config_path(trainer)
+        """Write the config; the files that hold what is not published, for this user alone."""
+        texts = self._texts()
+        for folder in self._places(trainer):
+            paths = {folder / name: text for name, text in texts.items()}
+            if self.overwrite:
+                for path in paths:
+                    path.unlink(missing_ok=True)
+            elif any(path.exists() for path in paths):
+                continue
+            folder.mkdir(parents=True, exist_ok=True)
+            for path, text in paths.items():
+                originals.write(path, text)
+            return next(iter(paths))
+        raise FileExistsError(self.config_filename)
+
+    def _texts(self) -> dict[str, str]:
+        """Return the text of each file, that of the config itself first."""
+        with TemporaryDirectory(prefix="lamin-train-") as folder:  # of this user alone
+            path = Path(folder, self.config_filename)
+            self.parser.save(self.config, path, skip_unset=False, multifile=self.multifile)
+            files = [path, *(file for file in Path(folder).iterdir() if file != path)]
+            return {file.name: file.read_text() for file in files}
+
+    def _places(self, trainer: pl.Trainer) -> Iterator[Path]:
+        """Yield the folders for the config; one that is taken is left as it is.
+
+        The original stays on this machine: not in a bucket to which the logger may write.
+        """
         uid = str(ln.context.run.uid) if ln.context.run else "untracked"
-        if trainer.loggers:
-            places = [usual, usual.parent / uid / usual.name]
+        root = str(trainer.default_root_dir)
+        logged = [str(getattr(one, "save_dir", None) or root) for one in trainer.loggers[:1]]
+        if logged and "://" not in logged[0]:
+            usual: Path = self._config_path(trainer).parent
+            yield usual
+            own = usual / uid
         else:
-            places = [Path(trainer.default_root_dir) / "lamin_runs" / uid / usual.name]
-        if self.overwrite:
-            places = places[:1]
-        counted = (places[-1].with_stem(f"{usual.stem}-{n}") for n in range(1, 10_000))
-        for path in chain(places, counted):
-            if self.overwrite or not path.exists():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                self.parser.save(
-                    self.config,
-                    path,
-                    skip_unset=False,
-                    overwrite=self.overwrite,
-                    multifile=self.multifile,
-                )
-                return path
-        raise FileExistsError(usual)
+            own = spool_root(root, os.getcwd()) / "lamin_runs" / uid
+        yield own
+        yield from (own / str(n) for n in range(1, 10_000))
 
     def _save_config(self, trainer: pl.Trainer, config_path: Path) -> None:
         publisher = self._get_artifact_checkpoint_callback(trainer)

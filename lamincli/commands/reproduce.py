@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from lamincli.errors import LaminReferenceError, LaminTrainError, UsageError, fi
 from lamincli.features import DESCRIPTIONS
 from lamincli.instance import connected
 from lamincli.process import DECIDED_VARIABLE, RUN_UID_VARIABLE
+from lamincli.redaction import redact, redacted_keys
+from lamincli.references import References
 
 DIFFERENT = 4
 """Exit code where the results differ."""
@@ -39,6 +41,7 @@ def main(words: Sequence[str]) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="lamin-train reproduce",
+        usage="%(prog)s [options] RUN [--NAME VALUE of what was taken out of its config]",
         description="Train again from the record of a run alone (its code, config, data and seed), "
         "as a child run in a scratch folder, and report what differs: code, config, data, "
         "environment, hardware and results, with the first step at which metrics part. Start in "
@@ -61,11 +64,13 @@ def main(words: Sequence[str]) -> int:
         help="keep what is trained, in a new folder; the default is a temporary one",
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the report here")
-    options = parser.parse_args(words)
+    options, rest = parser.parse_known_args(words)
+    if unknown := [key for key in _given(rest) if "." not in key and key != "ckpt_path"]:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         _check_places(options)
         with connected(options.instance, create=False) as slug:
-            return _reproduce(options, slug)
+            return _reproduce(options, rest, slug)
     except LaminTrainError as error:
         console.fail(str(error))
         return error.exit_code
@@ -84,13 +89,14 @@ def _check_places(options: argparse.Namespace) -> None:
         raise UsageError.of(mistakes)
 
 
-def _reproduce(options: argparse.Namespace, slug: str) -> int:
+def _reproduce(options: argparse.Namespace, rest: list[str], slug: str) -> int:
     original = _find(options.run, slug)
+    config = _config_given(original, rest, options.json)
     scratch = options.keep or Path(tempfile.mkdtemp(prefix="lamin-train-reproduce-"))
     scratch = Path(os.path.abspath(scratch))
     is_kept = options.keep is not None
     try:
-        plan = _plan(original, scratch, recorded_code=options.code == "recorded")
+        plan = _plan(original, config, scratch, recorded_code=options.code == "recorded")
         _prepare(original, plan, scratch, recorded_code=options.code == "recorded")
         console.say(f"reproducing run {original.uid} of {slug} in {scratch}")
         for note in plan.notes:
@@ -161,10 +167,63 @@ def _record(run: Any) -> dict[str, Any]:
     return dict((run.extra_data or {}).get(EXTRA_DATA_KEY) or {})
 
 
-def _plan(run: Any, scratch: Path, recorded_code: bool) -> recipe.Recipe:
-    config = _config(run)
-    if config is None:
+def _config_given(run: Any, rest: list[str], report: Path | None) -> dict[str, Any]:
+    """Return the config that a run was given: from this machine, or completed by words.
+
+    Args:
+        run: The run.
+        rest: The words that give what was taken out of the published copy.
+        report: Where to write in JSON what is missing.
+
+    Raises:
+        UsageError: Something is missing, or a word gives something else.
+    """
+    path = _output(run, "config", References.config_path)
+    if path is None:
         raise UsageError(f"run {run.uid} has published no config, so it cannot be reproduced.")
+    config = dict(yaml.safe_load(path.read_text()) or {})
+    missing = redacted_keys(config)
+    given = _given(rest)
+    if unknown := [key for key in given if key not in missing]:
+        raise UsageError(
+            f"--{' --'.join(unknown)}: reproduce trains with the config of the run. Only what was "
+            f"taken out of it can be given{': --' + ' --'.join(missing) if missing else ''}."
+        )
+    if left := [key for key in missing if key not in given]:
+        if report is not None:
+            report.write_text(json.dumps({"run": str(run.uid), "missing": left}, indent=1) + "\n")
+        raise UsageError.of(
+            [
+                f"{key} was taken out of the published config of run {run.uid}, and what it was "
+                f"given is not on this machine. Give it: --{key} VALUE"
+                for key in left
+            ]
+        )
+    for key, value in given.items():
+        _put(config, key, value)
+    return config
+
+
+def _given(words: Sequence[str]) -> dict[str, str]:
+    """Read words like ``--model.init_args.api_key VALUE``."""
+    given = {}
+    following = iter(words)
+    for word in following:
+        option, equals, value = word.partition("=")
+        given[option.removeprefix("--")] = value if equals else next(following, "")
+    return given
+
+
+def _put(config: Any, key: str, value: str) -> None:
+    """Put a value in the place of its key; the items of a list are numbered."""
+    for name in range(len(config)) if isinstance(config, list) else list(config):
+        if key == str(name):
+            config[name] = value
+        elif key.startswith(f"{name}.") and isinstance(config[name], (dict, list)):
+            _put(config[name], key.removeprefix(f"{name}."), value)
+
+
+def _plan(run: Any, config: dict[str, Any], scratch: Path, recorded_code: bool) -> recipe.Recipe:
     missing = [name for name in _record(run).get("files") or {} if not Path(name).exists()]
     if missing:
         raise UsageError(
@@ -325,7 +384,7 @@ def _compare(original: Any, child: Any, plan: recipe.Recipe, is_trained: bool) -
             was.get("modules", {}),
             here.get("modules", {}),
         ),
-        differences.values("config", plan.config, _config(child)),
+        differences.values("config", redact(plan.config), _config(child)),
         _data(original, child),
         _environment(original, child),
         differences.values("hardware", was.get("hardware"), here.get("hardware")),
@@ -341,12 +400,12 @@ def _config(run: Any) -> dict[str, Any] | None:
     return None if path is None else dict(yaml.safe_load(path.read_text()) or {})
 
 
-def _output(run: Any, what: str) -> Path | None:
+def _output(
+    run: Any, what: str, path_of: Callable[[References, str], str] = References.local_path
+) -> Path | None:
     """Return the local path of what a run has published, if it has."""
-    from lamincli.references import References
-
     try:
-        return Path(References().local_path(f"lamin:run/{run.uid}/{what}"))
+        return Path(path_of(References(), f"lamin:run/{run.uid}/{what}"))
     except LaminReferenceError as error:
         if "has published no" in str(error):
             return None

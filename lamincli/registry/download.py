@@ -11,13 +11,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fsspec.callbacks import Callback
 from lamindb_setup.core.upath import LocalPathClasses
 
 from lamincli import console
 from lamincli.errors import LaminReferenceError, first_line
 from lamincli.registry.outages import verdict
 from lamincli.registry.storage import describe
+from lamincli.remote_file import Advance
 
 _ATTEMPTS = 5
 _VERIFIED = {"md5", "sha1-fl", "md5-d"}
@@ -136,7 +136,7 @@ def _download_once(place: Any, target: Path, bar: Any) -> None:
         local.parent.mkdir(parents=True, exist_ok=True)
         part = _part(local)
         try:
-            files.get_file(remote, str(part), callback=_Advance(bar))
+            files.get_file(remote, str(part), callback=Advance(bar))
             if (arrived := part.stat().st_size) != size:
                 raise ConnectionError(f"{arrived} of {size} bytes of {remote} arrived")
             part.replace(local)
@@ -149,14 +149,3 @@ def _download_once(place: Any, target: Path, bar: Any) -> None:
 def _part(path: Path) -> Path:
     # The cache of two machines may be one folder, so a lock is not enough.
     return path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.part")
-
-
-class _Advance(Callback):
-    """Hand the progress of fsspec to our bar."""
-
-    def __init__(self, bar: Any) -> None:
-        super().__init__()
-        self._bar = bar
-
-    def relative_update(self, inc: int = 1) -> None:
-        self._bar.advance(inc)

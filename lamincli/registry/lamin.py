@@ -21,7 +21,7 @@ from lamindb.models.artifact import _delete_skip_storage
 from lamindb.models.sqlrecord import get_current_branch
 from lamindb_setup.core.canonical_suffix import CanonicalSuffix
 
-from lamincli import console
+from lamincli import console, originals
 from lamincli.errors import ContentChangedError, RecordError, UntrustedError
 from lamincli.features import EXTRA_DATA_KEY, dtype_of
 from lamincli.registry import outages, runs, storage, values
@@ -77,7 +77,7 @@ class LaminRegistry:
         artifact = self._new(job, file, run, revised)
         twin = next((a for a in others if _is_twin(a, artifact)), None)
         if twin is not None:
-            twin.extra_data = artifact.extra_data
+            twin.extra_data = _of_both(twin.extra_data, artifact.extra_data)
             return self._with_place(self._adopt_twin(twin, job, run))
         # Two runs may be making the next version, and a real key has one place: there, who has the
         # row has the place, and the file is put into it last.
@@ -195,6 +195,8 @@ class LaminRegistry:
         if job.callback:
             about = {**job.notes, "checkpoint": job.callback, "saved_at": job.at}
             artifact.extra_data = {EXTRA_DATA_KEY: about}
+        elif note := job.notes.get(originals.NOTE):
+            artifact.extra_data = {EXTRA_DATA_KEY: {originals.NOTE: {job.run: note}}}
         return artifact
 
     def _new_row(self, job: Job, file: Path, run: Any, revised: Any) -> Any:
@@ -367,6 +369,14 @@ class LaminRegistry:
                 f"{', '.join(missing)} not in {job.instance}: all but the values of such features "
                 f"is published. Create with: {how_to_create(missing)}"
             )
+
+
+def _of_both(old: Any, new: Any) -> Any:
+    """Return what is known of an artifact by two runs: each has an original of its own."""
+    notes: dict[str, Any] = {}
+    for one in (old, new):
+        notes |= ((one or {}).get(EXTRA_DATA_KEY) or {}).get(originals.NOTE) or {}
+    return {**(new or {}), EXTRA_DATA_KEY: {originals.NOTE: notes}} if notes else new
 
 
 def how_to_create(features: Mapping[str, Any]) -> str:

@@ -563,11 +563,14 @@ class Spool:
 
         The pin itself goes once it is published, which may be before a training has loaded it.
         """
-        local, pin = Path(job.local_path), self.pin_of(job)
+        local = Path(job.local_path)
+        if not job.pin:  # registered where it lies
+            return local
+        pin = self.pin_of(job)
         is_folder_intact = local.is_dir() and not why_changed(
             local, job.size_bytes, job.stamp, job.digest
         )
-        if local.is_file() or is_folder_intact or not (job.pin and pin.exists()):
+        if local.is_file() or is_folder_intact or not pin.exists():
             return local
         try:
             _remove(local)

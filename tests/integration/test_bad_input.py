@@ -55,6 +55,18 @@ def test_wrong_words_are_named(refused, words, message):
     assert re.search(message, refused("fit", *words), re.DOTALL)
 
 
+def test_all_paths_that_cannot_be_written(refused, project):
+    (project / "c.yaml").write_text(
+        'checkpoint:\n  dirpath: "a\\0b"\n  filename: ' + "n" * 300 + "\n"
+        "trainer:\n  logger:\n    class_path: CSVLogger\n    init_args:\n"
+        '      save_dir: "\\0"\n      name: ' + "n" * 300 + "\n"
+    )
+    err = refused("fit", "--config=c.yaml", "--ckpt_path=nowhere.ckpt")
+    for place in ("checkpoint.dirpath", "checkpoint.filename", "trainer.logger.init_args.save_dir",
+                  "trainer.logger.init_args.name", "--ckpt_path nowhere.ckpt"):  # fmt: skip
+        assert f"{place}: " in err
+
+
 def test_wrong_key_in_a_config_file(refused, project):
     (project / "c.yaml").write_text("trainer:\n  max_epocs: 3\n")
     assert "'trainer.max_epocs'. Did you mean trainer.max_epochs" in refused(

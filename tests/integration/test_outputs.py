@@ -442,6 +442,9 @@ def test_key_of_the_users_own(train, project, typed, key):
         ("a/../b.parquet", "no key"),
         ("s3://bucket/b.parquet", "no key"),
         (".parquet", "no name"),
+        ("a\\b.parquet", "a backslash"),
+        ("n" * 300 + ".parquet", "has 308 bytes"),
+        ("/".join(["n" * 100] * 11) + ".parquet", "has 1118 characters"),
     ],
 )
 def test_wrong_key_is_refused_before_anything(train, ln, capsys, key, why):

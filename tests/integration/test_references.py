@@ -2,8 +2,12 @@
 
 import os
 import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import fsspec
 import pytest
 import torch
 import yaml
@@ -295,6 +299,92 @@ def test_code_in_a_checkpoint_is_not_run(train, project, ln, capsys):
 class Evil:
     def __reduce__(self):
         return os.system, ("touch evil",)
+
+
+# -- checkpoints behind a URL ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def served(project):
+    """Serve the project over HTTP; gives the address."""
+    handler = partial(SimpleHTTPRequestHandler, directory=str(project))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize("scheme", ["http", "memory", "file"])
+def test_checkpoint_of_a_url_is_loaded_as_a_file_is(train, trained, served, project, scheme):
+    best = checkpoints(trained)["epoch=2-step=12.ckpt"]
+    (project / "served.ckpt").write_bytes(Path(best.path).read_bytes())
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/served.ckpt", Path(best.path).read_bytes())
+    places = {"http": served, "memory": "memory:/", "file": f"file://{project}"}
+    cli = train("test", f"--ckpt_path={places[scheme]}/served.ckpt")
+    weights = torch.load(best.path, weights_only=True)["state_dict"]
+    assert all(torch.equal(cli.model.state_dict()[name], weights[name]) for name in weights)
+    assert cli.model.hparams["learning_rate"] == 0.05, "as of a local file"
+    assert best in cli.lamin_run.input_artifacts.all()
+    config = cli.lamin_run.params
+    assert config["ckpt_path"] == f"{places[scheme]}/served.ckpt"
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        ("hyper_parameters", []),
+        ("callbacks", ["--lamin.track=false"]),
+        ("state_dict", ["--trainer.fast_dev_run=1"]),
+    ],
+)
+def test_code_in_a_checkpoint_of_a_url_is_not_run(train, project, ln, capsys, served, where, words):
+    torch.save({"state_dict": {}, where: {"at": Evil()}}, project / "evil.ckpt")
+    before = ln.Run.objects.count()
+    with pytest.raises(SystemExit) as ended:
+        train("fit", f"--ckpt_path={served}/evil.ckpt", *words)
+    assert ended.value.code == 2
+    err = capsys.readouterr().err
+    assert f"--ckpt_path {served}/evil.ckpt: it holds posix.system" in err
+    assert "--weights_only false" in err
+    assert not Path("evil").exists()
+    assert ln.Run.objects.count() == before
+
+
+def test_objects_behind_a_url_are_loaded_if_that_is_asked(train, trained, project, served):
+    best = checkpoints(trained)["epoch=2-step=12.ckpt"]
+    content = torch.load(best.path, weights_only=True)
+    torch.save({**content, "rate": Rate(0.3)}, project / "object.ckpt")
+    cli = train("test", f"--ckpt_path={served}/object.ckpt", "--weights_only=false")
+    assert cli.model.hparams["learning_rate"] == 0.05
+
+
+class Rate(float):
+    """A number that is no plain one."""
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("{}/nowhere.ckpt", "there is no such file"),
+        ("{}/text.ckpt", "it is no checkpoint"),
+        ("memory://folder", "it is a folder"),
+        ("http://127.0.0.1:9/x.ckpt", "it cannot be read: Cannot connect"),
+        ("nothing://x.ckpt", "it cannot be read: Protocol not known"),
+    ],
+)
+def test_url_without_a_checkpoint_is_refused(train, project, ln, capsys, served, url, why):
+    (project / "text.ckpt").write_text("no checkpoint")
+    fsspec.filesystem("memory").pipe("/folder/x.ckpt", b"")
+    before = ln.Run.objects.count()
+    with pytest.raises(SystemExit) as ended:
+        train("test", f"--ckpt_path={url.format(served)}")
+    assert ended.value.code == 2
+    assert f"--ckpt_path {url.format(served)}: {why}" in capsys.readouterr().err
+    assert ln.Run.objects.count() == before
 
 
 # -- config ---------------------------------------------------------------------------------------

@@ -103,6 +103,7 @@ SCENARIOS = [
     (False, "models/mine", False, "models/mine"),
     (False, None, True, "{uid}"),
     (False, None, False, ""),
+    (False, "../beside\\it", True, "beside_it/{uid}"),  # what LaminDB refuses has the nearest key
 ]
 
 

@@ -65,9 +65,20 @@ def test_help_needs_no_lamindb():
 # Imports run one way: each room may import those before it.
 ROOMS = [
     ["errors", "options", "redaction", "features", "process", "source", "log", "hub", "console"],
-    ["hardware", "differences", "recipe", "checkpoint_file", "parser", "ranks", "slurm"],
+    [
+        "hardware",
+        "differences",
+        "recipe",
+        "checkpoint_file",
+        "keys",
+        "parser",
+        "ranks",
+        "remote_file",
+        "slurm",
+        "taken_out",
+    ],
     ["instance", "events", "spool"],
-    ["offline", "memory"],
+    ["offline", "memory", "originals"],
     ["registry"],
     ["publisher", "references"],
     ["resume", "connection"],

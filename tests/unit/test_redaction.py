@@ -9,6 +9,7 @@ from lamincli.redaction import (
     redact_argv,
     redact_line,
     redact_text,
+    redacted_keys,
 )
 
 SECRET = "s3cr3t-value"
@@ -44,6 +45,17 @@ def test_secrets_are_found_at_any_depth():
         "lr": 1e-3,
     }
     assert config["model"]["init_args"]["hub"][0]["api_key"] == SECRET, "the input is untouched"
+
+
+def test_what_was_taken_out_is_named_by_its_path():
+    config = {
+        "model": {"init_args": {"api_key": SECRET, "lr": 1e-3, "url": f"https://me:{SECRET}@h/x"}},
+        "data": {"init_args": {"headers": [{"name": "token", "value": SECRET}, {"x": 1}]}},
+    }
+    assert redacted_keys(redact(config)) == [
+        "model.init_args.api_key", "model.init_args.url", "data.init_args.headers.0.value",
+    ]  # fmt: skip
+    assert redacted_keys(config) == []
 
 
 def test_all_below_a_secret_key_is_secret():
