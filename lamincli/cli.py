@@ -18,7 +18,6 @@ from contextlib import ExitStack
 from functools import partial
 from inspect import Parameter, signature
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -44,6 +43,7 @@ from lamincli.callbacks.stop import StopOnSignal
 from lamincli.connection import Connection
 from lamincli.errors import InstanceError, LaminTrainError, UsageError
 from lamincli.features import DESCRIPTIONS, metric_values
+from lamincli.folders import Scratch, provide_home
 from lamincli.instance import (
     ENVIRONMENT_VARIABLE,
 )
@@ -196,6 +196,8 @@ class LaminLightningCLI(LightningCLI):
         self._resources.enter_context(gives_back(DECIDED_VARIABLE))
         self._resources.enter_context(slurm.known_tasks_per_node())
         try:
+            if self._ranks.is_zero:
+                provide_home()
             super().__init__(
                 model_class=model_class,
                 datamodule_class=datamodule_class,
@@ -834,8 +836,7 @@ class LaminLightningCLI(LightningCLI):
 
     def _copy(self, content: bytes) -> str:
         """Write a config into a folder that goes with this object."""
-        folder = self._resources.enter_context(TemporaryDirectory(prefix="lamin-train-"))
-        copy = Path(folder, "config.yaml")
+        copy = self._resources.enter_context(Scratch("config")) / "config.yaml"
         copy.write_bytes(content)
         return str(copy)
 
@@ -985,9 +986,9 @@ class LaminLightningCLI(LightningCLI):
         self._fetched = told["path"] if is_shared else self._fetch_url(url)
 
     def _fetch_url(self, url: str) -> str:
-        folder = self._resources.enter_context(TemporaryDirectory(prefix="lamin-train-"))
+        folder = self._resources.enter_context(Scratch("download"))
         try:
-            return str(fetch(url, Path(folder)))
+            return str(fetch(url, folder))
         except UsageError as error:
             raise UsageError(f"--ckpt_path {url}: {error}") from error
 

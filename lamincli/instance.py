@@ -5,25 +5,22 @@ They are used because `ln.connect()` from one instance to another re-imports lam
 every class made before (checkpoint callbacks among them) bound to the old database.
 """
 
-import getpass
 import hashlib
 import os
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from filelock import FileLock
-
-from lamincli import console
+from lamincli import console, folders
 from lamincli.errors import InstanceError, UnreachableError, did_you_mean
+from lamincli.folders import taking_turns
 from lamincli.hub import is_unreachable, warn_unreachable
 from lamincli.process import gives_back
 from lamincli.redaction import redact_text
@@ -70,6 +67,7 @@ def connected(instance: str | None, create: bool = True) -> Iterator[str]:
 
 def connect(instance: str | None, create: bool = True) -> str:
     """Connect an instance, as `connected` does, for the rest of this process."""
+    provide_folders()
     os.environ.setdefault("PGCONNECT_TIMEOUT", str(_CONNECTS_WITHIN_S))
     slug = _connect(instance, create)
     from django.db import connection
@@ -85,6 +83,7 @@ def named(instance: str | None) -> Target:
     Raises:
         InstanceError: None is named, or by something that is neither owner/name nor a folder.
     """
+    provide_folders()
     from lamindb_setup import settings
     from lamindb_setup.core._settings_load import load_instance_settings
     from lamindb_setup.core._settings_store import instance_settings_file
@@ -153,9 +152,14 @@ def _connect(instance: str | None, create: bool) -> str:
     return _connect_slug(instance)
 
 
-def lock_path(name: str) -> Path:
-    """Return the file by which the jobs of this user on this machine take turns."""
-    return Path(tempfile.gettempdir()) / f"lamin-train-{getpass.getuser()}-{name[:16]}.lock"
+@cache
+def provide_folders() -> None:
+    """See to it that LaminDB and this package can write what they keep for this user."""
+    folders.provide_home()
+    folders.provide_cache_and_state()
+    folders.remove_left()
+    if (text := folders.news()) is not None:
+        console.warn(text)
 
 
 @cache
@@ -234,9 +238,9 @@ def _mark_of(folder: Path) -> dict[str, str]:
     return dict(line.split("=", 1) for line in lines if "=" in line)
 
 
-def _creating(folder: Path) -> FileLock:
+def _creating(folder: Path) -> AbstractContextManager[None]:
     """Let one of the trainings that start at once in a new folder create its instance."""
-    return FileLock(lock_path(hashlib.sha256(str(folder).encode()).hexdigest()))
+    return taking_turns(f"create {folder}")
 
 
 def _names_a_folder(instance: str) -> bool:

@@ -7,13 +7,18 @@ file each, in ``~/.local/state/lamin-train``, in ``references`` and ``jobs``.
 import contextlib
 import hashlib
 import json
-import os
+import time
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from lamincli.folders import make_private, read_own, write_own
 from lamincli.spool.index import index_folder
+
+_KEPT_S = 180 * 86_400.0
+_PART_KEPT_S = 3_600.0
+_T = TypeVar("_T", "Remembered", "KnownJob")
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,12 @@ class Remembered:
     file: dict[str, Any]
     at: str
     originals: dict[str, Any] = field(default_factory=dict)
+
+    def is_sound(self) -> bool:
+        """Whether it has the types that it should: it was read from a file."""
+        path = isinstance(self.file, dict) and self.file.get("path")
+        texts = (self.pinned, self.at, path)
+        return all(isinstance(text, str) and "\0" not in text for text in texts)
 
 
 @dataclass(frozen=True)
@@ -50,6 +61,18 @@ class KnownJob:
     notes: dict[str, Any]
     folders: list[str]
     prefixes: dict[str, str]
+
+    def is_sound(self) -> bool:
+        """Likewise."""
+        if not (isinstance(self.notes, dict) and isinstance(self.prefixes, dict)):
+            return False
+        kinds = {"started_at": str, "params": dict, "record": dict}
+        if not all(isinstance(self.notes.get(name, kind()), kind) for name, kind in kinds.items()):
+            return False
+        if not (isinstance(self.folders, list) and _is_date(self.notes.get("started_at"))):
+            return False
+        texts = [self.run, self.instance, *self.folders, *self.prefixes, *self.prefixes.values()]
+        return all(isinstance(text, str) and "\0" not in text for text in texts)
 
 
 def remember(
@@ -74,10 +97,7 @@ def remember(
 
 def recall(slug: str, text: str) -> Remembered | None:
     """Return what a reference stood for when it was last looked up on this machine."""
-    try:
-        return Remembered(**json.loads(_place("references", slug, text).read_text()))
-    except (OSError, ValueError, TypeError):
-        return None
+    return _read(_place("references", slug, text), Remembered)
 
 
 def remember_job(job: str, command: str, fit_number: int, known: KnownJob) -> None:
@@ -94,11 +114,7 @@ def remember_job(job: str, command: str, fit_number: int, known: KnownJob) -> No
 
 def recall_job(job: str, command: str, fit_number: int) -> KnownJob | None:
     """Return what is known of the run that a command of a job has trained."""
-    try:
-        place = _place("jobs", job, f"{fit_number} {command}")
-        return KnownJob(**json.loads(place.read_text()))
-    except (OSError, ValueError, TypeError):
-        return None
+    return _read(_place("jobs", job, f"{fit_number} {command}"), KnownJob)
 
 
 def forget_job(job: str, command: str, fit_number: int) -> None:
@@ -108,13 +124,38 @@ def forget_job(job: str, command: str, fit_number: int) -> None:
 
 
 def _write(place: Path, content: dict[str, Any]) -> None:
-    part = place.with_suffix(f".{os.getpid()}.part")
     with contextlib.suppress(OSError):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(content))
-        part.replace(place)
+        make_private(place.parent)
+        write_own(place, json.dumps(content))
+        _prune(place.parent)
+
+
+def _prune(folder: Path) -> None:
+    """Remove what was not looked up, or trained, for half a year, and what a killed job left."""
+    now_s = time.time()
+    for file in folder.iterdir():
+        with contextlib.suppress(OSError):
+            age_s = now_s - file.lstat().st_mtime
+            if age_s > (_PART_KEPT_S if file.name.endswith(".part") else _KEPT_S):
+                file.unlink()
+
+
+def _read(place: Path, kind: type[_T]) -> _T | None:
+    """Read what was remembered, if this user has written it, and it is what it should be."""
+    try:
+        found = kind(**json.loads(read_own(place)))
+    except (OSError, ValueError, TypeError):
+        return None
+    return found if found.is_sound() else None
 
 
 def _place(kind: str, of: str, text: str) -> Path:
     digest = hashlib.sha256(f"{of} {text}".encode()).hexdigest()[:32]
     return index_folder().with_name(kind) / f"{digest}.json"
+
+
+def _is_date(text: str | None) -> bool:
+    try:
+        return text is None or bool(datetime.fromisoformat(text))
+    except ValueError:
+        return False

@@ -75,9 +75,10 @@ def stand_in(uid: str, notes: Mapping[str, Any] | None = None) -> Any:
     values: dict[str, Any] = {column.attname: None for column in ln.Run._meta.concrete_fields}
     values |= {"uid": uid, "_status_code": -1, "extra_data": {EXTRA_DATA_KEY: {}}}
     if notes is not None:
-        values["started_at"] = datetime.fromisoformat(notes["started_at"])
-        values["params"] = notes["params"]
-        values["extra_data"] = {EXTRA_DATA_KEY: notes["record"]}
+        if "started_at" in notes:
+            values["started_at"] = datetime.fromisoformat(notes["started_at"])
+        values["params"] = notes.get("params", {})
+        values["extra_data"] = {EXTRA_DATA_KEY: notes.get("record", {})}
     return ln.Run(*values.values())  # as Django makes the object of a row
 
 

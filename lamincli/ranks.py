@@ -19,7 +19,6 @@ import atexit
 import json
 import os
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -35,6 +34,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.constants import default_pg_timeout
 
 from lamincli.errors import LaminTrainError, UsageError
+from lamincli.folders import Scratch, read_own, write_own
 from lamincli.process import DECIDED_VARIABLE, is_global_zero, launched_size, rank
 
 _STORE_APPEARS_WITHIN_S = 600.0
@@ -50,8 +50,10 @@ def _read_inherited() -> dict[str, dict[str, Any]]:
     by, _, file = os.environ.get(DECIDED_VARIABLE, "").partition(":")
     if by != str(os.getppid()) or is_global_zero():
         return {}
-    with suppress(OSError):  # the parent has ended
-        return dict(json.loads(Path(file).read_text()))
+    with suppress(OSError, ValueError):  # the parent has ended, or somebody else has written it
+        found = json.loads(read_own(Path(file)))
+        if isinstance(found, dict) and all(isinstance(one, dict) for one in found.values()):
+            return found
     return {}
 
 
@@ -368,18 +370,17 @@ def _others() -> int:
 def _pass_on(key: str, message: dict[str, Any]) -> None:
     """Let processes that this one starts know what was decided."""
     _decided[key] = message
-    file = _own_file(os.getpid())
-    file.write_text(json.dumps(_decided))
+    file = _own_folder(os.getpid()) / "decided.json"
+    write_own(file, json.dumps(_decided))
     os.environ[DECIDED_VARIABLE] = f"{os.getpid()}:{file}"
 
 
 @cache
-def _own_file(pid: int) -> Path:
-    """Make a file that no other user reads, which goes with this process."""
-    number, name = tempfile.mkstemp(prefix="lamin-train-decided-")
-    os.close(number)
-    atexit.register(Path(name).unlink, missing_ok=True)
-    return Path(name)
+def _own_folder(pid: int) -> Path:
+    """Make a folder that no other user reads, which goes with this process."""
+    scratch = Scratch("ranks")
+    atexit.register(scratch.remove)
+    return scratch.path
 
 
 def _address() -> tuple[str, int] | None:

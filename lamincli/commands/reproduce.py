@@ -3,10 +3,8 @@
 import argparse
 import json
 import os
-import shutil
 import signal
 import subprocess
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from lamincli import console, differences, recipe
 from lamincli.differences import Finding, State
 from lamincli.errors import LaminReferenceError, LaminTrainError, UsageError, first_line
 from lamincli.features import DESCRIPTIONS
+from lamincli.folders import Scratch
 from lamincli.instance import connected
 from lamincli.process import DECIDED_VARIABLE, RUN_UID_VARIABLE
 from lamincli.redaction import redact, redacted_keys
@@ -92,9 +91,8 @@ def _check_places(options: argparse.Namespace) -> None:
 def _reproduce(options: argparse.Namespace, rest: list[str], slug: str) -> int:
     original = _find(options.run, slug)
     config = _config_given(original, rest, options.json)
-    scratch = options.keep or Path(tempfile.mkdtemp(prefix="lamin-train-reproduce-"))
-    scratch = Path(os.path.abspath(scratch))
-    is_kept = options.keep is not None
+    temporary = Scratch("reproduce") if options.keep is None else None
+    scratch = Path(os.path.abspath(options.keep)) if temporary is None else temporary.path
     try:
         plan = _plan(original, config, scratch, recorded_code=options.code == "recorded")
         _prepare(original, plan, scratch, recorded_code=options.code == "recorded")
@@ -107,7 +105,7 @@ def _reproduce(options: argparse.Namespace, rest: list[str], slug: str) -> int:
             console.fail(f"the training could not begin: it ended with exit code {code}.")
             return _failed(code)
         if code == 3:
-            is_kept = True
+            temporary = None
             console.fail(
                 f"run {child.uid} is trained, but not all of it is in LaminDB yet, so it cannot be "
                 f"compared. Publish it: lamin-train sync {scratch}"
@@ -120,8 +118,8 @@ def _reproduce(options: argparse.Namespace, rest: list[str], slug: str) -> int:
             options.json.write_text(json.dumps(report.to_dict(), indent=1) + "\n")
         return report.exit_code if code == 0 else _failed(code)
     finally:
-        if not is_kept:
-            shutil.rmtree(scratch, ignore_errors=True)
+        if temporary is not None:
+            temporary.remove()
 
 
 def _failed(code: int) -> int:

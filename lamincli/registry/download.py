@@ -15,6 +15,7 @@ from lamindb_setup.core.upath import LocalPathClasses
 
 from lamincli import console
 from lamincli.errors import LaminReferenceError, first_line
+from lamincli.folders import taking_turns
 from lamincli.registry.outages import verdict
 from lamincli.registry.storage import describe
 from lamincli.remote_file import Advance
@@ -46,11 +47,7 @@ def fetch(artifact: Any, subpath: str = "") -> Path:
     if not target.resolve().is_relative_to(whole.resolve()):
         raise LaminReferenceError(f"artifact {artifact.uid}: {subpath} leads out of it.")
     if not _is_here(target, subpath):
-        from filelock import FileLock
-
-        from lamincli.instance import lock_path
-
-        with FileLock(lock_path(f"get{artifact.uid}")):  # others of this machine wait, and find it
+        with taking_turns(f"get {artifact.uid}"):  # others of this machine wait, and find it
             if not _is_here(target, subpath):
                 _download(artifact, place, target, is_whole=not subpath)
     return target

@@ -13,7 +13,6 @@ import json
 import math
 import os
 import shlex
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -25,14 +24,13 @@ import lamindb as ln
 from django.db import Error, connection, transaction
 from django.db.models import Model, ProtectedError
 from django.db.models.signals import pre_save
-from filelock import FileLock
 from lamindb.base.types import RUN_STATUS_TO_CODE
 from lamindb.errors import DoesNotExist
 
 from lamincli import console
 from lamincli.errors import RecordError, did_you_mean, first_line
 from lamincli.features import EXTRA_DATA_KEY
-from lamincli.instance import lock_path
+from lamincli.folders import Scratch, taking_turns
 from lamincli.process import PARENT_VARIABLE, gives_back
 from lamincli.registry import arrays, outages, values
 from lamincli.source import Source
@@ -243,9 +241,9 @@ def _code_of(beginning: Beginning) -> Iterator[Path | None]:
         if path.read_text() == beginning.code:
             yield path
             return
-    with tempfile.TemporaryDirectory() as folder:
+    with Scratch("code") as folder:
         # The folders are kept, for lamindb finds earlier versions by the end of the path.
-        copy = Path(folder, *(part for part in path.parts[1:] if part != ".."))
+        copy = folder.joinpath(*(part for part in path.parts[1:] if part != ".."))
         copy.parent.mkdir(parents=True)
         copy.write_text(beginning.code)
         yield copy
@@ -333,35 +331,42 @@ def _without_git() -> Iterator[None]:
 
 def environment_of(uid: str) -> dict[str, str]:
     """Return the files by which lamindb describes the environment of this process."""
-    from lamindb.core._track_environment import track_python_environment
+    from lamindb.core import _track_environment
 
-    with silent_lamindb():
-        track_python_environment(SimpleNamespace(uid=uid))
-    folder = _environment_folder(uid)
-    return {file.name: file.read_text() for file in folder.glob("*")} if folder.is_dir() else {}
+    with silent_lamindb(), _environment_folder(_track_environment, uid) as folder:
+        _track_environment.track_python_environment(SimpleNamespace(uid=uid))
+        return {file.name: file.read_text() for file in folder.glob("*")}
 
 
-def _environment_folder(uid: str) -> Path:
-    # The names here and below are lamindb's, so that its own tools find the files.
-    return Path(ln.setup.settings.cache_dir) / "environments" / f"run_{uid}"
+@contextlib.contextmanager
+def _environment_folder(module: Any, uid: str) -> Iterator[Path]:
+    """Yield where a module of lamindb writes or reads the environment of a run, for a while.
+
+    In its cache, nothing would remove it.
+    """
+    with Scratch("environment") as cache:
+        settings = SimpleNamespace(cache_dir=cache, instance=ln.setup.settings.instance)
+        setup = SimpleNamespace(settings=settings, _TESTING=module.ln_setup._TESTING)
+        with _replaced(module, {"ln_setup": setup}):
+            yield cache / "environments" / f"run_{uid}"
 
 
 def _keep_environment(beginning: Beginning, run: Any, path: Path | None) -> None:
     """Store what `ln.track()` keeps of runs of files only, and after the run is there."""
-    from lamindb.core._finish import save_context_core
+    from lamindb.core import _finish
 
     if run.environment_id is not None or not beginning.environment:
         return
-    folder = _environment_folder(run.uid)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in beginning.environment.items():
-        (folder / Path(name).name).write_text(text)
-    with silent_lamindb():
-        save_context_core(run=run, transform=run.transform, filepath=path or Path("no file"))
+    file = path or Path("no file")
+    with silent_lamindb(), _environment_folder(_finish, str(run.uid)) as folder:
+        folder.mkdir(parents=True)
+        for name, text in beginning.environment.items():
+            (folder / Path(name).name).write_text(text)
+        _finish.save_context_core(run=run, transform=run.transform, filepath=file)
 
 
 def log_path(uid: str) -> Path:
-    """Return the file into which the log of a run is written."""
+    """Return the file into which the log of a run is written; its name is lamindb's."""
     return Path(ln.setup.settings.cache_dir) / f"run_logs_{uid}.txt"
 
 
@@ -382,8 +387,8 @@ def save_report(run: Any, log: Path | None = None) -> None:
             return
         if not text.startswith(before):  # an attempt that could not read it, and go on with it
             text = before + b"\n" + text
-    with silent_lamindb(), tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder, here.name)
+    with silent_lamindb(), Scratch("report") as folder:
+        copy = folder / here.name
         copy.write_bytes(text)
         run.report = ln.Artifact(
             copy, description=f"log streams of run {run.uid}", kind="__lamindb_run__", run=False
@@ -623,7 +628,7 @@ def one_at_a_time() -> Iterator[None]:
             finally:
                 cursor.execute("SELECT pg_advisory_unlock(%s)", [number])
     else:
-        with FileLock(lock_path(digest)):
+        with taking_turns(name):
             yield
 
 

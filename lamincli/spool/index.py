@@ -9,13 +9,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-FOLDER_NAME = ".lamin_spool"
+from lamincli.folders import SPOOLS_NAME, make_private, state_folder
 
-
-def state_folder() -> Path:
-    """Return where this user's own notes lie, by the XDG base directory specification."""
-    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(state) / "lamin-train"
+FOLDER_NAME = SPOOLS_NAME
+_TRIES = 10
 
 
 def index_folder() -> Path:
@@ -27,15 +24,20 @@ def remember(spool: Path) -> None:
     """Let `known_spools` find a spool. A home that cannot be written is no obstacle."""
     with contextlib.suppress(OSError):
         link = _link(spool)
-        link.parent.mkdir(parents=True, exist_ok=True)
-        if not link.is_symlink():
-            link.symlink_to(spool)
+        for _ in range(_TRIES):
+            make_private(link.parent)
+            with contextlib.suppress(FileExistsError, FileNotFoundError):  # by another process
+                link.symlink_to(spool)
+            if link.is_symlink():
+                return
 
 
 def forget(spool: Path) -> None:
     """Forget a spool that is empty."""
     with contextlib.suppress(OSError):
         _link(spool).unlink(missing_ok=True)
+        index_folder().rmdir()
+        index_folder().parent.rmdir()
 
 
 def known_spools() -> list[Path]:

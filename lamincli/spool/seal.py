@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lamincli.spool.index import state_folder
+from lamincli.folders import state_folder
 
 FIELD = "seal"
 KEY_VARIABLE = "LAMIN_TRAIN_SEAL_KEY"
