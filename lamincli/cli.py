@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from inspect import Parameter, signature
 from pathlib import Path
@@ -33,14 +34,17 @@ from lightning.pytorch.cli import (
     LightningCLI,
     SaveConfigCallback,
 )
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning.pytorch.trainer.connectors.signal_connector import _get_sigkill_signal
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from lamincli import checkpoint_file, console, slurm
+from lamincli import checkpoint_file, console, endings, slurm
+from lamincli.callbacks.calls import calls_of, watch
 from lamincli.callbacks.stop import StopOnSignal
 from lamincli.connection import Connection
+from lamincli.endings import Ending, Happened, Status, exit_code
 from lamincli.errors import InstanceError, LaminTrainError, UsageError
 from lamincli.features import DESCRIPTIONS, metric_values
 from lamincli.folders import Scratch, provide_home
@@ -71,7 +75,7 @@ from lamincli.process import (
 )
 from lamincli.publisher import is_draining
 from lamincli.ranks import Failure, Ranks, leave_group_at_exit, why_not_listening
-from lamincli.redaction import REDACTED, redacted_keys
+from lamincli.redaction import REDACTED, redact_text, redacted_keys
 from lamincli.references import (
     References,
     is_here,
@@ -95,7 +99,7 @@ from lamincli.spool import left_behind
 from lamincli.taken_out import TakenOut, mistakes_in
 
 if TYPE_CHECKING:
-    from lamincli.tracking import Status, TrackedRun
+    from lamincli.tracking import TrackedRun
 
 _OF_PLAIN_FILES = ("auto", "ddp", "single_device")
 """How the names of Lightning's strategies begin whose checkpoints are single files of torch."""
@@ -143,10 +147,13 @@ class LaminLightningCLI(LightningCLI):
     Attributes:
         unpublished: After the end, the local paths of what is still in the spool. `lamin-train`
             exits with code 3 then; a script may do the same.
+        ending: After the end, the status of the run, the reason for it, and the code with which
+            `lamin-train` exits.
         then: What ran the stage of ``--lamin.then``, after this one.
     """
 
     then: LaminLightningCLI | None = None
+    ending: Ending | None = None
     _open: LaminLightningCLI | None = None  # made with run=False, its run not yet finished
     _follows: LaminLightningCLI | None = None  # the fit after which this stage runs
 
@@ -188,6 +195,7 @@ class LaminLightningCLI(LightningCLI):
         self._fetched: str | None = None  # the checkpoint of a URL, on this machine
         self.unpublished: list[str] = []
         self._stop = StopOnSignal()
+        self._signal: int | None = None  # which has ended the job
         self._closed = threading.Event()
         self._resources = ExitStack()
         self._lamindb = Connection(self._references, self._resources, self._close_what_is_open)
@@ -253,18 +261,25 @@ class LaminLightningCLI(LightningCLI):
         """Whether LaminDB is not asked for anything, by ``--lamin.offline``."""
         return self._lamindb.is_offline
 
-    def finish(self, status: Status = "completed", error: BaseException | None = None) -> None:
+    def finish(self, status: Status | None = None, error: BaseException | None = None) -> None:
         """Close the run and give back signals, streams and environment. Further calls do nothing.
 
         Args:
-            status: ``completed``, ``errored`` or ``aborted``.
+            status: ``completed``, ``errored`` or ``aborted``; by default what the trainer and
+                `error` tell. A fit that raised is not completed, although the script has caught
+                what it raised, nor is one that was never called.
             error: What ended the job.
         """
-        if self._tracked is not None:
+        if self._tracked is not None and not self._closed.is_set():
+            ending = self._ending(error, self._signal)
+            if status is not None:
+                ending = replace(ending, status=status)
+            status = ending.status
+            self.ending = ending
             if self._made_trainer is None:
                 self._tracked.take_back()  # a run that was to go on, and did not
-            elif status == "completed" and self._is_at_its_end():
-                self._tell_that_it_is()
+            elif status == "completed" and ending.is_idle:
+                self._tell_of_idleness(ending.reason)
             self._stop.closing_since_s = time.monotonic()
             if LaminLightningCLI._open is self:
                 LaminLightningCLI._open = None
@@ -274,7 +289,10 @@ class LaminLightningCLI(LightningCLI):
             self._tracked.arrive()
             self._record_metrics()
             self._annotate_checkpoint(status)
-            self._tracked.finish(status, error, farewell=lambda: self._show_ending(status))
+            shown = None if status == "completed" else error  # by its traceback, in the log
+            self._tracked.finish(
+                status, shown, lambda: self._show_ending(ending), reason=ending.reason
+            )
             if status == "completed":
                 forget(self._tracked.uid)
             self._publish_no_more()
@@ -282,6 +300,14 @@ class LaminLightningCLI(LightningCLI):
             end_fit()
         self._closed.set()
         self._resources.close()
+
+    def _ending(self, error: BaseException | None, signum: int | None = None) -> Ending:
+        """Derive how the run ends from the calls of the trainer, and from what ended the job."""
+        trainer = self._made_trainer
+        calls = () if trainer is None else calls_of(trainer)
+        happened = Happened(self.subcommand, calls, error, signum, self._why_no_work())
+        found = endings.ending(happened)
+        return replace(found, reason=redact_text(found.reason))
 
     def _begin(self) -> None:
         """Begin the run on rank zero, unless nothing is to be recorded."""
@@ -406,10 +432,10 @@ class LaminLightningCLI(LightningCLI):
         )
         if is_refused:
             error = UsageError(str(error))  # the trainer refused its arguments
-        self._ranks.end(_exit_code(error))
+        self._ranks.end(exit_code(error))
         if not self._ranks.is_zero and self._ranks.leave(self._failure(error)):
             self._resources.close()
-            raise SystemExit(_exit_code(error)) from None  # rank zero says why
+            raise SystemExit(exit_code(error)) from None  # rank zero says why
         lost = self._ranks.failures() if self._tracked is not None else []
         # An error of the user's code in the batch after the signal is an error all the same.
         if self._stop.is_stop(error):
@@ -423,8 +449,7 @@ class LaminLightningCLI(LightningCLI):
             self.finish("aborted", error.__context__)  # Lightning makes it an exit with code 1
             raise SystemExit(130) from None
         if isinstance(error, SystemExit):
-            wanted = error.code in (None, 0)
-            self.finish("completed" if wanted else "errored", None if wanted else error)
+            self.finish(error=error)
             raise error
         if is_refused:
             self._take_back()
@@ -463,6 +488,7 @@ class LaminLightningCLI(LightningCLI):
         """Close the run by a signal, and let SLURM start the job again if it is to go on."""
         goes_on = self._ranks.is_zero and self._is_recorded_fit and not has_failed
         state = slurm.state() if goes_on else None
+        self._signal = self._stop.signum
         if state is None:
             self.finish("errored" if has_failed else "aborted")
             return
@@ -473,13 +499,13 @@ class LaminLightningCLI(LightningCLI):
         is_ours = is_ours and state.can_requeue
         self.finish("scheduled" if is_ours or state.is_requeued else "aborted")
         if is_ours and (why := slurm.requeue()):
-            console.warn(f"SLURM has not requeued the job: {why}")
+            console.warn(reason := f"SLURM has not requeued the job: {why}")
             if self._tracked is not None:
-                self._tracked.goes_on_no_more()
+                self._tracked.goes_on_no_more(redact_text(reason))
 
     def _failure(self, error: BaseException) -> Failure | None:
         """Describe what has ended this rank, unless it was asked to end."""
-        code = _exit_code(error)
+        code = exit_code(error)
         if isinstance(error, SystemExit):
             is_asked = isinstance(error, SIGTERMException) or self._stop.signum is not None
             return None if is_asked or code == 0 else Failure.here(code, f"exit code {code}")
@@ -529,32 +555,38 @@ class LaminLightningCLI(LightningCLI):
         if self._tracked is not None:
             self._note_of_ranks(self._ranks.failures())
             self._tracked.note("another rank has ended, and this one hangs in a collective")
-            self._tracked.finish("errored" if self._stop.signum is None else "aborted")
+            self._tracked.finish(
+                "errored" if self._stop.signum is None else "aborted",
+                reason="another rank has ended, and this one hung in a collective",
+            )
         return True
 
     def _finish_at_exit(self) -> None:
         """Close the run when the program ends, by the error that ended it if there was one."""
-        uncaught: list[BaseException] = []
+        uncaught: list[tuple[BaseException, int]] = []
         show, leave = sys.excepthook, sys.exit
+
+        def note(error: BaseException) -> None:
+            uncaught[:] = [(error, self._number_of_calls())]
 
         def remember(
             kind: type[BaseException], error: BaseException, trace: TracebackType | None
         ) -> None:
-            uncaught.append(error)
+            note(error)
             show(kind, error, trace)
 
         def remember_exit(code: Any = None) -> NoReturn:
-            if code not in (None, 0):
-                uncaught.append(SystemExit(code))
+            end = SystemExit(code)
+            end.__context__ = sys.exc_info()[1]
+            note(end)
             leave(code)
 
         def finish() -> None:
-            status: Status = "errored" if uncaught else "completed"
-            if self._stop.signum is not None or isinstance(
-                uncaught[0] if uncaught else None, KeyboardInterrupt
-            ):
-                status = "aborted"
-            self.finish(status, uncaught[0] if uncaught else None)
+            # An exit after which the trainer was called again was caught.
+            is_last = bool(uncaught) and uncaught[0][1] == self._number_of_calls()
+            error = uncaught[0][0] if is_last else None
+            self._signal = self._stop.signum
+            self.finish(error=error)
 
         LaminLightningCLI._open = self
         sys.excepthook, sys.exit = remember, remember_exit
@@ -562,6 +594,10 @@ class LaminLightningCLI(LightningCLI):
         self._resources.callback(atexit.unregister, finish)
         self._resources.callback(setattr, sys, "excepthook", show)
         self._resources.callback(setattr, sys, "exit", leave)
+
+    def _number_of_calls(self) -> int:
+        trainer = self._made_trainer
+        return len((trainer and calls_of(trainer)) or ())
 
     @property
     def _made_trainer(self) -> Trainer | None:
@@ -577,28 +613,34 @@ class LaminLightningCLI(LightningCLI):
         trainer = self._made_trainer
         return trainer is not None and trainer.state.status == TrainerStatus.RUNNING
 
-    def _is_at_its_end(self) -> bool:
-        """Tell whether a fit has trained nothing, for its checkpoint has all of it behind it."""
-        trainer, beginning = self._made_trainer, self._beginning
-        if trainer is None or trainer.state.fn != "fit" or not trainer.ckpt_path:
-            return False
-        # In a process that has only started the ranks, the callback knows nothing.
-        return beginning is not None and beginning.is_set_up and not beginning.has_begun
-
-    def _tell_that_it_is(self) -> None:
-        assert self._tracked is not None
-        trainer = self.trainer
+    def _why_no_work(self) -> str:
+        """Say why a fit has trained nothing, as far as this process knows."""
+        trainer = self._made_trainer
+        # A process that has only started the ranks does not know how far they have come.
+        if trainer is None or trainer.state.fn != "fit" or self._are_ranks_spawned():
+            return ""
         done = {"max_epochs": trainer.current_epoch, "max_steps": trainer.global_step}
         reached = [
             f"trainer.{name} {limit}"
             for name, number in done.items()
             if (limit := getattr(trainer, name)) not in (None, -1) and number >= limit
         ]
-        why = "there were no training batches."
-        if reached:
-            why = f"the checkpoint has reached {' and '.join(reached)}. Give more to train longer."
-        console.warn(f"nothing was trained: {why}")
-        if self._tracked.was_complete:
+        what = "the checkpoint" if trainer.ckpt_path else "it"
+        return (
+            f"{what} has reached {' and '.join(reached)}"
+            if reached
+            else "there were no training batches"
+        )
+
+    def _are_ranks_spawned(self) -> bool:
+        launcher = getattr(getattr(self._made_trainer, "strategy", None), "launcher", None)
+        return isinstance(launcher, _MultiProcessingLauncher)
+
+    def _tell_of_idleness(self, reason: str) -> None:
+        assert self._tracked is not None
+        is_limit = " has reached " in reason
+        console.warn(f"{reason}.{' Give more to train longer.' if is_limit else ''}")
+        if self._resumption is not None and self._tracked.was_complete:
             self._tracked.take_back()
 
     def _publish_no_more(self) -> None:
@@ -710,6 +752,9 @@ class LaminLightningCLI(LightningCLI):
         """
         stage = self._lamin_options().then
         if stage is None or self.subcommand != "fit" or self._stop.signum is not None:
+            return
+        if self.ending is not None and self.ending.status != "completed":
+            console.warn(f"--lamin.then {stage} is left out: the fit is {self.ending.status}")
             return
         config = self._config_as_dict()
         config["lamin"]["then"] = None
@@ -1316,6 +1361,10 @@ class LaminLightningCLI(LightningCLI):
         )
 
     def _instantiate(self) -> None:
+        self._make()
+        watch(self._made_trainer)
+
+    def _make(self) -> None:
         if not self._references.are_any:
             super().instantiate_classes()
             return
@@ -1458,14 +1507,18 @@ class LaminLightningCLI(LightningCLI):
 
     # -- last words ------------------------------------------------------------------------
 
-    def _show_ending(self, status: Status) -> None:
+    def _show_ending(self, of_run: Ending) -> None:
         assert self._tracked is not None
+        status = of_run.status
         ending = console.Ending(self._tracked.uid, status, self._tracked.slug)
+        if of_run.reason:
+            ending.rows["reason"] = of_run.reason
         trainer = self._made_trainer
         callbacks = trainer.checkpoint_callbacks if trainer else []
         callback: Any = next(filter(_publishes, callbacks), None)
         if trainer is not None and trainer.state.fn == "fit":
-            self._tell_of_checkpoint(ending, callback, status)
+            if callback is not None and not (of_run.is_idle and self._resumption is None):
+                self._tell_of_checkpoint(ending, callback, status)
         elif trainer is not None:
             metrics = metric_values(trainer.callback_metrics)
             ending.rows |= {name: f"{value:.4g}" for name, value in metrics.items()}
@@ -1486,8 +1539,6 @@ class LaminLightningCLI(LightningCLI):
 
     def _tell_of_checkpoint(self, ending: console.Ending, callback: Any, status: Status) -> None:
         """Name the checkpoint to go on with, and the commands that do."""
-        if callback is None or (self._is_at_its_end() and self._resumption is None):
-            return
         completed = status == "completed"
         path = callback.best_model_path if completed else callback._last_checkpoint_saved
         if not path:
@@ -1535,15 +1586,6 @@ def _is_of_lightning(error: BaseException) -> bool:
     last = list(traceback.walk_tb(error.__traceback__))[-1:]
     names = [str(frame.f_globals.get("__name__")) for frame, _ in last]
     return isinstance(error, (TypeError, ValueError)) and names[0].startswith("lightning.")
-
-
-def _exit_code(error: BaseException) -> int:
-    """Return the code with which a process ends by an error."""
-    if isinstance(error, LaminTrainError):
-        return error.exit_code
-    if isinstance(error, SystemExit):
-        return error.code if isinstance(error.code, int) else int(error.code is not None)
-    return 130 if isinstance(error, KeyboardInterrupt) else 1
 
 
 def _takes(kind: Any, argument: str) -> bool:

@@ -99,6 +99,8 @@ def _train() -> None:
     signal.signal(signal.SIGINT, default)
     try:
         cli = LaminLightningCLI(parser_kwargs={"prog": "lamin-train"})
+        if cli.ending is not None and cli.ending.exit_code:
+            sys.exit(cli.ending.exit_code)
         if cli.unpublished and not cli.is_offline:
             sys.exit(3)
     finally:

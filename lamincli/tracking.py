@@ -18,7 +18,7 @@ from datetime import datetime, timezone
 from functools import partial
 from multiprocessing import parent_process
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lamindb as ln
 from django.db import InterfaceError, OperationalError
@@ -26,6 +26,7 @@ from lamindb.base.types import RUN_STATUS_TO_CODE
 from lamindb.base.uids import base62_16
 
 from lamincli import __version__, console, hardware, slurm
+from lamincli.endings import Status
 from lamincli.errors import (
     InstanceError,
     RecordError,
@@ -58,8 +59,6 @@ from lamincli.registry.runs import Beginning, silent_lamindb
 from lamincli.source import Source, hashes_of_modules
 from lamincli.spool import Job, Spool, known_spools
 from lamincli.spool.index import FOLDER_NAME
-
-Status = Literal["completed", "errored", "aborted", "scheduled"]  # the last: it will go on
 
 _OWNED: set[str] = set()  # uids of the open runs that this process began
 
@@ -215,6 +214,7 @@ class TrackedRun:
         status: Status,
         error: BaseException | None = None,
         farewell: Callable[[], None] | None = None,
+        reason: str = "",
     ) -> None:
         """Close the run, with its status, its end and its log. Further calls do nothing.
 
@@ -224,6 +224,7 @@ class TrackedRun:
             status: How the job ended.
             error: What ended it, whose traceback the log shall hold.
             farewell: Says the last words, which are part of the log.
+            reason: Why it ended so, in a line without secrets.
         """
         if self._is_finished or not self.owned:
             return
@@ -231,7 +232,7 @@ class TrackedRun:
         ended = datetime.now(timezone.utc)
         is_left = self.spooled is not None
         if not is_left:
-            self._try(f"closed as {status}", lambda: self._set_ending(status, ended))
+            self._try(f"closed as {status}", lambda: self._set_ending(status, ended, reason))
             is_left = self._is_ending_left
         if farewell is not None:
             self._try("told about", farewell)
@@ -240,7 +241,7 @@ class TrackedRun:
                 self.log.write("".join(traceback.format_exception(error)))
             self.log.close()
         if is_left:
-            self._try("closed", lambda: self._leave_ending(status, ended))
+            self._try("closed", lambda: self._leave_ending(status, ended, reason))
         else:
             self._try("given its log", lambda: runs.save_report(self.record))
         self._let_go()
@@ -283,11 +284,12 @@ class TrackedRun:
         Spool(Path(self.spooled.folder)).discard()
         return True
 
-    def goes_on_no_more(self) -> None:
+    def goes_on_no_more(self, reason: str = "") -> None:
         """Close a run as aborted that was to go on by itself."""
         is_left = self.spooled is not None or self._is_ending_left
         close = self._leave_ending if is_left else self._set_ending
-        self._try("closed as aborted", partial(close, "aborted", datetime.now(timezone.utc)))
+        now = datetime.now(timezone.utc)
+        self._try("closed as aborted", partial(close, "aborted", now, reason))
 
     def _let_go(self) -> None:
         ln.setup.logger.set_handler()
@@ -307,14 +309,14 @@ class TrackedRun:
             with contextlib.suppress(OSError, ValueError):  # the terminal may have gone too
                 console.warn(f"run {self.uid} could not be {what}: {first_line(failure)}")
 
-    def _set_ending(self, status: Status, ended: datetime) -> None:
+    def _set_ending(self, status: Status, ended: datetime, reason: str = "") -> None:
         try:
-            runs.set_ending(self.record, status, ended)
+            runs.set_ending(self.record, status, ended, reason)
         except (OperationalError, InterfaceError):
             # The connection may have been lost in the hours since it was used.
             give_back_connections()
             try:
-                runs.set_ending(self.record, status, ended)
+                runs.set_ending(self.record, status, ended, reason)
             except (OperationalError, InterfaceError) as error:
                 if self.spool is None:
                     raise
@@ -323,14 +325,14 @@ class TrackedRun:
                     f"run {self.uid} will be closed by lamin-train sync: {first_line(error)}"
                 )
 
-    def _leave_ending(self, status: Status, ended: datetime) -> None:
+    def _leave_ending(self, status: Status, ended: datetime, reason: str = "") -> None:
         if self.spooled is not None:
             folder, job = Path(self.spooled.folder), self.spooled.job("close")
         else:
             assert self.spool is not None
             instance = ln.setup.settings.instance
             folder, job = self.spool, Job("close", self.uid, instance.slug, instance._id.hex, "")
-        notes = {"metrics": self._metrics, "evaluated": self._evaluated}
+        notes = {"metrics": self._metrics, "evaluated": self._evaluated, "reason": reason}
         job = replace(job, at=ended.isoformat(), status=status, notes=notes)
         _leave(folder, job, self._log_file())
 
@@ -704,7 +706,7 @@ def _close(
         if not still_open.update(_status_code=RUN_STATUS_TO_CODE["aborted"], finished_at=last_sign):
             continue
         run.refresh_from_db()
-        runs.set_ending(run, "aborted", last_sign)
+        runs.set_ending(run, "aborted", last_sign, f"its {of} is gone")
         runs.save_report(run)
         closed.append(str(run.uid))
     if closed:
@@ -732,7 +734,8 @@ def close_killed(spool: Spool) -> bool:
     seen = log.stat().st_mtime if log.exists() else last_job.timestamp()
     ended = max(datetime.fromtimestamp(seen, timezone.utc), last_job)
     job = Job("close", begun.run, begun.instance, begun.instance_id, ended.isoformat())
-    spool.add(replace(job, status="aborted"), log if log.exists() else None)
+    job = replace(job, status="aborted", notes={"reason": "its process is gone"})
+    spool.add(job, log if log.exists() else None)
     spool.lock.release()
     return True
 

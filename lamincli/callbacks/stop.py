@@ -24,6 +24,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import get_worker_info
 
 from lamincli import console
+from lamincli.callbacks.calls import count
 from lamincli.publisher import skip_waiting
 
 _DEFAULTS: dict[str, Any] = {
@@ -43,6 +44,8 @@ class StopOnSignal(pl.Callback):
     ``nohup`` does), or that the user's program handles, stays as it is. With several ranks, about
     once a second all learn at the same batch whether one of them has got a signal; a rank that
     left the loop alone would hang the others.
+
+    It also counts the batches, for it is called at the end of each of them anyway.
 
     Runs on: every rank.
     """
@@ -173,6 +176,10 @@ class StopOnSignal(pl.Callback):
             isinstance(error, (SystemExit, KeyboardInterrupt)) or _is_of_loader(error)
         )
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Note that the batches of this call are counted."""
+        count(trainer, 0)
+
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin to stop softly."""
         self._enter_loop(trainer)
@@ -204,10 +211,13 @@ class StopOnSignal(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
         """Let all ranks learn of a signal at the same batch."""
+        count(trainer)
         self._agree(trainer)
 
     def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
         """Likewise, in the validation of a fit."""
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            count(trainer)
         is_of_fit = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
         if is_of_fit and self._is_even:
             self._agree(trainer)
@@ -233,8 +243,13 @@ class StopOnSignal(pl.Callback):
         if stopped:
             self._leave_loops(trainer)
 
+    def on_test_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
+        """Count it."""
+        count(trainer)
+
     def on_predict_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
         """Stop a prediction too, which Lightning's own loop does not."""
+        count(trainer)
         if trainer.received_sigterm:
             raise SIGTERMException
 

@@ -133,7 +133,8 @@ class LaminRegistry:
         run = ln.Run.objects.get(uid=job.run)  # anew: an attempt may have been noted since
         metrics = job.notes.get("metrics") or {}
         runs.add_metrics(run, metrics)
-        runs.set_ending(run, job.status, datetime.fromisoformat(job.at))
+        ended, reason = datetime.fromisoformat(job.at), str(job.notes.get("reason") or "")
+        runs.set_ending(run, job.status, ended, reason)
         runs.add_metric_features(run, metrics)
         if (evaluated := job.notes.get("evaluated")) and (artifact := runs.find(evaluated)):
             runs.annotate_evaluated(artifact, metrics, run)

@@ -100,6 +100,7 @@ class Beginning:
         before = extra.get(EXTRA_DATA_KEY) or {}
         attempts = [] if self.is_noted_in(run) else [self.attempt]
         slurm = {**before.get("slurm", {}), **self.record.get("slurm", {})}
+        before = {name: value for name, value in before.items() if name != "reason"}
         extra[EXTRA_DATA_KEY] = {
             **before,
             **self.record,
@@ -514,20 +515,21 @@ def annotate_evaluated(artifact: Any, metrics: Mapping[str, float], run: Any) ->
         values.link_values(artifact, stored, run)
 
 
-def set_ending(run: Any, status: str, finished_at: datetime) -> None:
-    """Record how and when a run, and the last of its attempts, has ended.
+def set_ending(run: Any, status: str, finished_at: datetime, reason: str = "") -> None:
+    """Record how, why and when a run, and the last of its attempts, has ended.
 
     A run that its scheduler will start again is ``scheduled``, and its attempt ``requeued``.
     """
     goes_on = status == "scheduled"
     run._status_code = RUN_STATUS_TO_CODE[status]
     run.finished_at = None if goes_on else finished_at
-    record = (run.extra_data or {}).get(EXTRA_DATA_KEY) or {}
+    record = dict((run.extra_data or {}).get(EXTRA_DATA_KEY) or {})
+    why = {"reason": reason} if reason else {}
     if attempts := record.get("attempts"):
         ended = {"ended_at": finished_at.isoformat(), "status": "requeued" if goes_on else status}
-        last = {**attempts[-1], **ended}
-        record = {**record, "attempts": [*attempts[:-1], last]}
-        run.extra_data = {**run.extra_data, EXTRA_DATA_KEY: record}
+        record["attempts"] = [*attempts[:-1], {**attempts[-1], **ended, **why}]
+    if record:
+        run.extra_data = {**run.extra_data, EXTRA_DATA_KEY: {**record, **why}}
     run.save()
     arrays.settle(run)
 

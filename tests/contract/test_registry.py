@@ -465,8 +465,9 @@ def begin(lab):
     leave_context()
 
 
-def close(lab, run, status, at):
+def close(lab, run, status, at, reason=""):
     job = Job("close", run.uid, "me/here", "ab", at.isoformat(), status=status)
+    job = replace(job, notes={"reason": reason} if reason else {})
     for _ in range(2):
         lab.registry.close_run(job, None)
     run.refresh_from_db()
@@ -491,9 +492,12 @@ def test_run_begins_and_ends_once_with_its_own_times(lab, begin):
 def test_run_goes_on_once_an_attempt(lab, begin):
     later = BEGAN + timedelta(hours=2)
     run = begin(uuid4().hex[:16])
-    close(lab, run, "aborted", BEGAN + timedelta(hours=1))
+    close(lab, run, "aborted", BEGAN + timedelta(hours=1), "it was stopped")
+    assert run.extra_data[OURS]["reason"] == "it was stopped"
     run = begin(run.uid, later, goes_on=True)
     assert (run.status, run.finished_at, run.started_at) == ("restarted", None, BEGAN)
+    assert "reason" not in run.extra_data[OURS], "that was of the attempt before"
+    assert run.extra_data[OURS]["attempts"][0]["reason"] == "it was stopped"
     close(lab, run, "scheduled", later + timedelta(hours=1))
     assert (run.status, run.finished_at) == ("scheduled", None)
     assert attempts(run) == [(BEGAN.isoformat(), "aborted"), (later.isoformat(), "requeued")]

@@ -53,7 +53,7 @@ def test_exception(shell, record):
     assert "tests_models.py" in run.log
 
 
-@pytest.mark.parametrize(("code", "status"), [(0, "completed"), (3, "errored")])
+@pytest.mark.parametrize(("code", "status"), [(0, "aborted"), (3, "errored")])
 def test_exit_in_user_code(shell, record, code, status):
     assert shell(*FIT, f"--model.at=exit{code}").returncode == code
     (run,) = record()
@@ -175,6 +175,7 @@ def test_killed_outright_is_found_later(shell, record, closer):
     assert f"closed as aborted, for their process is gone: {killed.uid}" in done.stdout
     run = record()[0]
     assert (run.status, run.after_start) == ("aborted", True)
+    assert run.extra["lamin_train"]["reason"] == "its process is gone"
     assert f"run {killed.uid}" in run.log, "what it had said until then"
 
 

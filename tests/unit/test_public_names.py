@@ -64,7 +64,18 @@ def test_help_needs_no_lamindb():
 
 # Imports run one way: each room may import those before it.
 ROOMS = [
-    ["errors", "options", "redaction", "features", "process", "source", "log", "hub", "console"],
+    [
+        "errors",
+        "options",
+        "redaction",
+        "features",
+        "process",
+        "source",
+        "log",
+        "hub",
+        "console",
+        "endings",
+    ],
     ["folders"],
     [
         "hardware",
