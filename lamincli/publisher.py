@@ -303,7 +303,7 @@ class Drainer:
         arrived, self._found = self._found, {}
         while self._arrived:
             name, job = self._arrived[0]
-            has_gap = self._next_number not in (None, _number((name, job)))
+            has_gap = self._next_number != _number((name, job))
             self._queue[name] = arrived[name] = job
             self._arrived.popleft()
             self._next_number = _number((name, job)) + 1
