@@ -91,6 +91,7 @@ class Drainer:
         self.is_held = is_held
         self.published: deque[Published] = deque()
         self.parked: list[tuple[str, str]] = []  # name and reason
+        self.done = 0
         self.failing_since_s: float | None = None
         self.busy_since_s: float | None = None
         self._clock = clock
@@ -126,6 +127,7 @@ class Drainer:
         self._begun = set(self.spool.names(self.spool.claimed))
         for name in list(self._queue):
             self._supersede(name)
+        self._make_room()
         self._found = dict(self._queue)
         self.parked = self._parked_now()
 
@@ -251,6 +253,7 @@ class Drainer:
         self._failures, self.failing_since_s = 0, None
         self._forget_parked(name, job)
         self.spool.finish(name)
+        self.done += 1
         self._begun.discard(name)
         self._races.pop(name, None)
         self._texts.pop(name, None)
@@ -407,6 +410,7 @@ class Drainer:
         for older, parked, _ in list(self.spool.parked_jobs()):
             if parked is not None and older < name and parked.key == job.key:
                 self.spool.drop(older)
+                self.done += 1
                 self.parked = [entry for entry in self.parked if entry[0] != _name(parked)]
 
     def _make_room(self) -> None:
@@ -429,6 +433,7 @@ class Drainer:
     def _drop(self, name: str) -> None:
         with suppress(OSError):
             self.spool.drop(name)
+        self.done += 1
         self._forget(name)
 
     def _forget(self, name: str) -> None:
@@ -511,6 +516,16 @@ class Publisher:
     def has_news(self) -> bool:
         """Whether something was published of which its owner does not know yet."""
         return bool(self._drainer.published)
+
+    @property
+    def done(self) -> int:
+        """How many jobs are not in the spool any more, since nothing is left to do about them."""
+        return self._drainer.done
+
+    def take_over(self) -> None:
+        """Take over what is in the spool, whose lock this process has."""
+        with self._mutex, self._adding:
+            self._drainer.recover()
 
     def take(self, owner: Any) -> list[Published]:
         """Return what was published of an owner's jobs since the last call, in order."""
@@ -751,6 +766,9 @@ class Publisher:
     def _run(self) -> None:
         try:
             while not self._stopping.is_set():
+                if not self.spool.lock.held:  # soon, so that others know who publishes
+                    with suppress(OSError), self._mutex:
+                        self._own()
                 self._rest()
                 outcome = self._step()
                 if outcome == "idle":

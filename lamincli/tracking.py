@@ -727,7 +727,7 @@ def close_killed(spool: Spool) -> bool:
     begun = jobs[numbers["begin"]][1]
     process = ProcessIdentity.from_dict(begun.notes["record"]["process"])
     is_open = numbers.get("close", -1) < numbers["begin"]
-    if not is_open or process is None or process.is_alive() or not spool.lock.acquire():
+    if not is_open or process is None or process.is_alive():
         return False
     log = runs.log_path(begun.run)
     last_job = datetime.fromisoformat(jobs[-1][1].at)
@@ -736,7 +736,6 @@ def close_killed(spool: Spool) -> bool:
     job = Job("close", begun.run, begun.instance, begun.instance_id, ended.isoformat())
     job = replace(job, status="aborted", notes={"reason": "its process is gone"})
     spool.add(job, log if log.exists() else None)
-    spool.lock.release()
     return True
 
 

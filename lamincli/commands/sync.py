@@ -3,6 +3,7 @@
 import argparse
 import os
 import shlex
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,6 +13,11 @@ from lamincli.errors import InstanceError, first_line
 from lamincli.instance import DEFAULT_FOLDER, connected
 from lamincli.publisher import Publisher
 from lamincli.spool import Entry, Job, Spool, known_spools, spools_below
+from lamincli.spool.lock import SILENT_S
+
+_PATIENCE_S = SILENT_S + 15.0
+"""How long another process that has a spool may get nothing done."""
+_LOOKS_EVERY_S = 0.2
 
 
 def main(words: Sequence[str]) -> int:
@@ -94,19 +100,19 @@ def _began_at(spool: Spool) -> str:
 
 def _discard(spool: Spool) -> bool:
     """Forget the jobs of a spool; returns whether it could be done."""
-    if not spool.lock.acquire():
-        console.fail(f"{spool.folder} is in use by its training.")
+    if not _take(spool):
         return False
     jobs = len(spool.pending()) + len(spool.names(spool.parked))
-    spool.lock.release()
     spool.discard()
+    spool.lock.release()
     console.say(f"{spool.folder}: {jobs} job{'s' * (jobs != 1)} discarded")
     return True
 
 
 def _list(spool: Spool) -> None:
     """List every job, with what it does."""
-    console.say(str(spool.folder))
+    holder = spool.lock.holder()
+    console.say(f"{spool.folder}" + (f" (in use by {holder})" if holder is not None else ""))
     reasons = {name: reason for name, _, reason in spool.parked_jobs()}
     for entry in spool.entries():
         set_aside = reasons.get(entry.name) if entry.state == "parked" else None
@@ -163,32 +169,87 @@ def _publish(spool: Spool) -> tuple[int, int]:
 
 def _publish_ours(spool: Spool) -> tuple[int, int]:
     """Publish what may be published of one spool."""
-    if not spool.lock.acquire():
-        console.say(f"{spool.folder.name}: its own training publishes it")
-        return 1, 0
+    before = _left(spool)
+    if not _take(spool):
+        left = _left(spool)
+        if not left:
+            console.say(f"{_run(spool)}: nothing waits to be published")
+        return max(before, left), left
+    try:
+        if not spool.folder.exists() or not _left(spool):
+            spool.close()
+            if before:  # whoever had it has done them
+                console.say(f"{_run(spool)}: all {before} jobs are done")
+            return before, 0
+        return _publish_taken(spool)
+    finally:
+        spool.lock.release()
+
+
+def _take(spool: Spool) -> bool:
+    """Take a spool; another `sync` is waited for, while it gets on, and a training is not.
+
+    Who has it is said, and whether this waits. One on another host that does not show that it lives
+    is waited for until it is certain that it does not.
+    """
+    said: set[str] = set()
+    progress_s, left = time.monotonic(), -1
+    while not spool.lock.acquire("sync"):
+        holder, now_s = spool.lock.holder(), time.monotonic()
+        if (now := _left(spool)) != left:
+            progress_s, left = now_s, now
+        is_over = now_s - progress_s > _PATIENCE_S
+        is_training = holder is not None and holder.what != "sync" and holder.is_alive
+        if is_training or is_over:
+            text = f"{_run(spool)} is being published by {holder or 'another process'}"
+            console.warn(f"{text}: {left} job{'s' * (left != 1)} left") if left else None
+            console.say(text) if not left else None
+            return False
+        if holder is not None and str(holder) not in said:
+            said.add(str(holder))
+            what = "to see whether it lives" if holder.what != "sync" else "for it"
+            console.say(f"{_run(spool)} is being published by {holder}; waiting {what}")
+        time.sleep(_LOOKS_EVERY_S)
+    return True
+
+
+def _run(spool: Spool) -> str:
+    return f"run {spool.folder.name}"
+
+
+def _left(spool: Spool) -> int:
+    """Return how many jobs wait in a spool to be done, those of somebody else aside."""
+    foreign = [entry for entry in spool.foreign() if entry.state != spool.deferred.name]
+    return len(spool.pending()) + len(spool.names(spool.parked)) - len(foreign)
+
+
+def _publish_taken(spool: Spool) -> tuple[int, int]:
+    """Publish the jobs of a spool that this process has; returns their number, and what is left."""
     spool.unpark()
     spool.recover()
     jobs = [job for name in spool.pending() if (job := spool.read(name)) is not None]
-    spool.lock.release()
-    unreadable = len(spool.names(spool.parked))
     for name, _, reason in spool.parked_jobs():
         console.warn(f"{spool.folder.name}/{name} is set aside: {reason}")
     if not jobs:
-        if not unreadable and spool.lock.acquire():
-            spool.close()
-        return unreadable, unreadable
+        left = _left(spool)
+        return left, left
     first = jobs[0]
     try:
         with _connected(spool, first.instance) as slug:
-            return len(jobs), _publish_into(spool, first, slug, len(jobs))
+            done = _publish_into(spool, first, slug)
     except Exception as error:  # of one spool; the others are published all the same
+        left = _left(spool)
         console.fail(
             f"{len(jobs)} jobs of run {first.run} wait for {first.instance}: {first_line(error)}"
         )
         if isinstance(error, InstanceError):
             place = shlex.quote(os.path.relpath(spool.folder))
             console.say(f"if it is gone for ever: lamin-train sync --discard {place}")
-        return len(jobs) + unreadable, len(jobs) + unreadable
+        return left, left
+    left = _left(spool)
+    of = f"run {first.run}" if first.run else "no run"
+    console.say(f"{of} in {slug}: {done} of {done + left} jobs done")
+    return done + left, left
 
 
 @contextmanager
@@ -205,7 +266,8 @@ def _connected(spool: Spool, instance: str) -> Iterator[str]:
         yield slug
 
 
-def _publish_into(spool: Spool, first: Job, slug: str, number: int) -> int:
+def _publish_into(spool: Spool, first: Job, slug: str) -> int:
+    """Publish into the connected instance; returns how many jobs are done."""
     import lamindb as ln
 
     from lamincli.registry.lamin import LaminRegistry
@@ -224,14 +286,14 @@ def _publish_into(spool: Spool, first: Job, slug: str, number: int) -> int:
     # New artifacts get the project of the context, as in the training itself.
     ln.context._project = run and run.projects.first()
     try:
-        number += begun and close_killed(spool)
+        if begun:
+            close_killed(spool)
         publisher = Publisher(spool, LaminRegistry(is_contained=spool.is_trusted), inline=True)
-        left = publisher.drain() - len(spool.foreign())
+        publisher.take_over()
+        publisher.drain()
         publisher.close()
         if ln.Run.objects.filter(uid=first.run).exists():
             save_left_log(first.run)
     finally:
         leave_context()
-    of = f"run {first.run}" if first.run else "no run"
-    console.say(f"{of} in {slug}: {number - left} of {number} jobs done")
-    return left
+    return publisher.done

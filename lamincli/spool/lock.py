@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -46,16 +46,19 @@ class Holder:
         since: Since when, ISO 8601 in UTC; empty where that is unknown.
         device: The file system as its kernel numbers it. With the same number in the same boot,
             record locks are shared.
+        is_alive: Whether it is certain that the process lives, as far as it is known who it is. One
+            that cannot be asked after has to show it, while somebody looks again and again.
     """
 
     what: str
     process: ProcessIdentity | None = None
     since: str = ""
     device: int = 0
+    is_alive: bool = False
 
     def __str__(self) -> str:
         """Name it for the user, as in ``lamin-train sync, process 42 on node7, since 12:03``."""
-        known = {"training": "its training", "sync": "lamin-train sync"}
+        known = {"training": "its own training", "sync": "lamin-train sync"}
         what = known.get(self.what, "lamin-train")
         if self.process is None:
             return what
@@ -117,6 +120,7 @@ class ProcessLock:
         self._released = threading.Event()
         self._lost = threading.Event()
         self._seen: dict[str, tuple[int, float]] = {}  # marks: their last beat, and when it was new
+        self._beating: set[str] = set()  # marks that were seen to beat
 
     def acquire(self, what: str = "") -> bool:
         """Take the lock, or say that somebody else has it; `holder` says who.
@@ -180,12 +184,17 @@ class ProcessLock:
         with _GUARD:
             other = _HELD.get(self._path)
             if other is not None and other.held:
-                return other._holder
+                return other._holder and replace(other._holder, is_alive=True)
             is_taken = self._is_taken()
         for mark in self._marks():
-            if not self._counts_no_more(mark, time.time_ns(), is_taken is False):
-                return mark.holder or Holder("unknown")
-        return Holder("unknown") if is_taken else None
+            if self._counts_no_more(mark, time.time_ns(), is_taken is False):
+                continue
+            process = mark.holder.process if mark.holder is not None else None
+            is_seen = mark.path.name in self._beating or (
+                process is not None and process.is_alive()
+            )
+            return replace(mark.holder or Holder("unknown"), is_alive=bool(is_taken) or is_seen)
+        return Holder("unknown", is_alive=True) if is_taken else None
 
     # -- its two halves ----------------------------------------------------------------------
 
@@ -246,10 +255,14 @@ class ProcessLock:
                 with suppress(OSError):
                     file.unlink(missing_ok=True)
             raise
-        for path in ended:
+        for path in (*ended, *self._half_made()):
             with suppress(OSError):
                 path.unlink(missing_ok=True)
         return mark
+
+    def _half_made(self) -> list[Path]:
+        """Return the marks of those that were killed just then; who was not tries again."""
+        return list(self._path.parent.glob(f"{self._path.name}.*.part"))
 
     def _marks(self) -> Iterator[_Mark]:
         prefix = f"{self._path.name}."
@@ -277,9 +290,10 @@ class ProcessLock:
         if process is not None and process.is_alive():
             return False
         now_s = self._clock()
-        beat_ns, since_s = self._seen.get(mark.path.name, (0, now_s))
+        beat_ns, since_s = self._seen.get(mark.path.name, (mark.beat_ns, now_s))
         if beat_ns != mark.beat_ns:
             since_s = now_s
+            self._beating.add(mark.path.name)
         self._seen[mark.path.name] = (mark.beat_ns, since_s)
         return now_s - since_s >= SILENT_S or now_ns - mark.beat_ns > FORGOTTEN_S * 1e9
 

@@ -132,7 +132,7 @@ def test_lock_of_one_host_keeps_another_out(path, monkeypatch):
         clock.now_s += SILENT_S / 2
         os.utime(mark, (clock.now_s, datetime.now().timestamp() + clock.now_s / 1e6))  # it beats
         assert not mine.acquire()
-    assert str(mine.holder()).startswith("its training, process 4242 on node7, since ")
+    assert str(mine.holder()).startswith("its own training, process 4242 on node7, since ")
     clock.now_s += SILENT_S - 1
     assert not mine.acquire()
     clock.now_s += 1
@@ -198,6 +198,15 @@ def test_torn_mark_is_watched(path, text):
     assert mine.acquire()
 
 
+def test_half_made_marks_are_removed(path):
+    path.parent.mkdir()
+    path.with_name("lock.0123456789abcdef.part").write_text("{")
+    mine = ProcessLock(path)
+    assert mine.holder() is None
+    assert mine.acquire()
+    assert len(list(path.parent.glob("lock.*"))) == 1
+
+
 def test_older_version_that_leaves_no_mark_is_a_holder(path):
     code = (
         "import fcntl, os, sys; h = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT);"
@@ -209,7 +218,7 @@ def test_older_version_that_leaves_no_mark_is_a_holder(path):
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     older.stdout.readline()
-    assert ProcessLock(path).holder() == Holder("unknown")
+    assert ProcessLock(path).holder() == Holder("unknown", is_alive=True)
     assert not ProcessLock(path).acquire()
     older.communicate()
     assert ProcessLock(path).acquire()
@@ -251,7 +260,7 @@ def test_holder_shows_that_it_lives(path, monkeypatch):
 
 def test_name_of_a_host_is_no_command_to_the_terminal():
     process = replace(ProcessIdentity.current(), host="a\x1b[2Jb\n", pid=1)
-    assert str(Holder("training", process)) == "its training, process 1 on a[2Jb"
+    assert str(Holder("training", process)) == "its own training, process 1 on a[2Jb"
 
 
 RACER = """
