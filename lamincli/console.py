@@ -1,40 +1,85 @@
-"""Every sentence that users read while they train."""
+"""Every sentence that users read while they train.
 
+Names come from anywhere: from files, a registry, a checkpoint. What would move the cursor, set the
+title or turn the order of letters is shown as what it is, and never reaches the terminal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TransferSpeedColumn,
-)
-from rich.text import Text
+if TYPE_CHECKING:  # rich is imported when something is said
+    from rich.console import Console
 
 _SHOWN_AFTER_S = 0.5
 _TOLD_FROM_BYTES = 10_000_000
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0 without tab and line feed, DEL, C1
+    "\u061c\u200b\u200e\u200f\u202a-\u202e\u2066-\u2069"  # the order of letters
+    "\u2028\u2029\u2060-\u2065\ufeff\ufff9-\ufffb\U000e0000-\U000e007f"  # what nobody sees
+    "\ud800-\udfff]"  # what no stream can write
+)
+_PLAIN = str.maketrans({"→": "->", "·": "-", "…": "...", "─": "-", "×": "x", "✓": "v"})
+"""What stands for characters of ours on a terminal that has not got them."""
+
+
+def visible(text: str) -> str:
+    """Return text with its control characters as an escape in Python is written.
+
+    Line feeds and tabs stay, as do joiners that letters of some languages need.
+    """
+    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
+
+
+def one_line(text: str) -> str:
+    """Return a name as `visible` does, in one line."""
+    return visible(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def say(message: str) -> None:
     """Tell what was done, in one line on standard output."""
-    _console().print(Text.assemble(("→ ", "bold green"), message), soft_wrap=True)
+    _print(_console(), ("→ ", "bold green"), message)
 
 
 def warn(message: str) -> None:
     """Tell what is not as it should be, in one line on standard error."""
-    _console(stderr=True).print(Text.assemble(("! ", "bold yellow"), message), soft_wrap=True)
+    _print(_console(stderr=True), ("! ", "bold yellow"), message)
 
 
 def fail(message: str) -> None:
     """Tell why the program ends, on standard error."""
-    _console(stderr=True).print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
+    _print(_console(stderr=True), ("error: ", "bold red"), message)
+
+
+def tell(text: str, stderr: bool = False) -> None:
+    """Print text as it is, but for its control characters."""
+    stream = _Stream(sys.stderr if stderr else sys.stdout)
+    stream.write(visible(text))
+    stream.flush()
+
+
+def silence(stream: IO[str]) -> None:
+    """Let what is written to a stream from here on go nowhere: its reader has gone."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose messages are as harmless as all others."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        tell(message or "", stderr=file is not sys.stdout)
 
 
 @dataclass
@@ -62,20 +107,19 @@ def show_ending(ending: Ending) -> None:
     """Print the closing panel. Nothing in it is boxed or wrapped: commands stay pasteable."""
     console = _console()
     styles = {"completed": "green", "aborted": "yellow", "scheduled": "yellow"}
-    style = styles.get(ending.status, "red")
-    head = Text.assemble(
-        "run ", (ending.run, "bold"), " ", (ending.status, f"bold {style}"), f" · {ending.instance}"
-    )
+    status = (one_line(ending.status), f"bold {styles.get(ending.status, 'red')}")
     console.rule(style="dim")
-    console.print(head, soft_wrap=True)
-    width = max((len(label) for label in ending.rows), default=0)
-    for label, text in ending.rows.items():
-        console.print(Text.assemble((f"  {label:<{width}}  ", "dim"), text), soft_wrap=True)
+    about = f" · {one_line(ending.instance)}"
+    _print(console, "run ", (one_line(ending.run), "bold"), " ", status, about)
+    rows = {one_line(label): one_line(text) for label, text in ending.rows.items()}
+    width = max(map(len, rows), default=0)
+    for label, text in rows.items():
+        _print(console, (f"  {label:<{width}}  ", "dim"), text)
     for purpose, words in ending.commands.items():
-        console.print(Text.assemble(("  " + purpose, "dim")), soft_wrap=True)
-        console.print(Text.assemble(("    " + shlex.join(words), "cyan")), soft_wrap=True)
+        _print(console, ("  " + purpose, "dim"))
+        _print(console, ("    " + " ".join(map(_quoted, words)), "cyan"))
     for path in ending.unpublished:
-        console.print(Text.assemble(("  not in LaminDB: ", "bold yellow"), path), soft_wrap=True)
+        _print(console, ("  not in LaminDB: ", "bold yellow"), one_line(path))
     console.rule(style="dim")
 
 
@@ -97,24 +141,19 @@ def show_findings(
     styles = {"identical": "green", "different": "red", "differs": "red"}
     style = styles.get(verdict, "yellow")
     console.rule(style="dim")
-    console.print(
-        Text.assemble(head, ": ", (verdict, f"bold {style}"), f" · {instance}"), soft_wrap=True
-    )
+    about = f" · {one_line(instance)}"
+    _print(console, (one_line(head), ""), ": ", (one_line(verdict), f"bold {style}"), about)
     width = max((len(subject) for subject, *_ in findings), default=0)
     for subject, state, facts, commands in findings:
         is_short = state == "identical" and len(facts) == 1
         beside = f"  {facts[0]}" if is_short else ""
-        console.print(
-            Text.assemble(
-                (f"  {subject:<{width}}  ", "dim"), (state, styles.get(state, "yellow")), beside
-            ),
-            soft_wrap=True,
-        )
+        colour = styles.get(state, "yellow")
+        _print(console, (f"  {subject:<{width}}  ", "dim"), (state, colour), beside)
         for fact in () if is_short else facts:
-            console.print(Text(f"    {fact}"), soft_wrap=True)
+            _print(console, f"    {fact}")
         for purpose, command in commands.items():
-            console.print(Text.assemble(("    " + purpose, "dim")), soft_wrap=True)
-            console.print(Text.assemble(("      " + command, "cyan")), soft_wrap=True)
+            _print(console, ("    " + purpose, "dim"))
+            _print(console, ("      " + command, "cyan"))
     console.rule(style="dim")
 
 
@@ -125,6 +164,14 @@ def publishing() -> Iterator[Callable[[int, int], None]]:
     Yields:
         A function to call with the numbers of files and bytes that are left, again and again.
     """
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TransferSpeedColumn,
+    )
+
     console = _console(stderr=True)
     bar = Progress(
         TextColumn("publishing to LaminDB"),
@@ -163,10 +210,18 @@ def publishing() -> Iterator[Callable[[int, int], None]]:
 
 class _Download:
     def __init__(self, label: str) -> None:
-        self._label = label
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TransferSpeedColumn,
+        )
+
+        self._label = one_line(label)
         self._console = _console(stderr=True)
-        columns = (TextColumn("getting {task.description}"), BarColumn(bar_width=24),
-                   DownloadColumn(), TransferSpeedColumn())  # fmt: skip
+        text = TextColumn("getting {task.description}", markup=False)
+        columns = (text, BarColumn(bar_width=24), DownloadColumn(), TransferSpeedColumn())
         self._bar = Progress(*columns, console=self._console, transient=True)
         self._task: Any = None
 
@@ -201,4 +256,69 @@ def downloading(label: str) -> Iterator[_Download]:
 
 def _console(stderr: bool = False) -> Console:
     # The stream is looked up at every use: the log of the run replaces it for a while.
-    return Console(file=sys.stderr if stderr else sys.stdout, highlight=False)
+    from rich.console import Console
+
+    stream: Any = _Stream(sys.stderr if stderr else sys.stdout)
+    return Console(file=stream, highlight=False)
+
+
+def _print(console: Console, *parts: str | tuple[str, str]) -> None:
+    """Print parts, some with a style, in one line of any length, and nothing in them as markup."""
+    from rich.text import Text
+
+    seen = (visible(p) if isinstance(p, str) else (visible(p[0]), p[1]) for p in parts)
+    console.print(Text.assemble(*seen), soft_wrap=True)
+
+
+def _quoted(word: str) -> str:
+    """Quote a word for the shell, so that it can be pasted and seen."""
+    if one_line(word) == word:
+        return shlex.quote(word)
+    return "$'" + re.sub(rf"{_UNSEEN.pattern}|[\n\t\\']", _for_shell, word) + "'"
+
+
+def _for_shell(found: re.Match[str]) -> str:
+    if found[0] in "\\'":
+        return "\\" + found[0]
+    number = ord(found[0])
+    if 0xDC80 <= number <= 0xDCFF:  # a byte of a file name that is no text
+        number -= 0xDC00
+    elif number >= 0x80:
+        return f"\\U{number:08x}"
+    return f"\\x{number:02x}"
+
+
+class _Stream:
+    """A standard stream that shows what it can.
+
+    One that is closed, full, or whose reader has gone is no reason to end a training.
+    """
+
+    def __init__(self, stream: IO[str] | None) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):
+            if self._stream is not None:
+                self._write(self._stream, text)
+        return len(text)
+
+    @staticmethod
+    def _write(stream: Any, text: str) -> None:
+        try:
+            stream.write(text)
+        except UnicodeEncodeError:
+            encoding = stream.encoding or "ascii"
+            plain = text.translate(_PLAIN).encode(encoding, "backslashreplace")
+            stream.write(plain.decode(encoding))
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            if self._stream is not None:
+                self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream is not None and not self._stream.closed and self._stream.isatty()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

@@ -19,6 +19,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
+from lamincli import console
+from lamincli.console import visible
+
 _CONTROL = re.compile(
     r"\x1b\[(?P<args>[0-9;?]*)(?P<command>[@-~])"  # cursor movement, erasing, colours
     r"|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)"  # window titles, links
@@ -134,7 +137,8 @@ class Screen:
 class _Tee:
     """Stand in for a stream, and copy all text that passes through it.
 
-    Every question (`isatty`, `fileno`, `encoding`, …) is answered by the stream itself.
+    Every question (`isatty`, `fileno`, `encoding`, …) is answered by the stream itself. One whose
+    reader has gone, as with ``| head``, is silent from then on: the training is worth more.
     """
 
     def __init__(self, stream: TextIO, copy: Callable[[str], None]) -> None:
@@ -142,9 +146,19 @@ class _Tee:
         self._copy = copy
 
     def write(self, text: str) -> int:
-        written = self._stream.write(text)
-        self._copy(text)
-        return written
+        try:
+            self._stream.write(text)
+        except BrokenPipeError:
+            console.silence(self._stream)
+        finally:
+            self._copy(text)
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            console.silence(self._stream)
 
     def writelines(self, lines: Iterable[str]) -> None:
         for line in lines:
@@ -264,13 +278,13 @@ class RunLog:
 
     def _append(self, line: str) -> None:
         self._file.seek(self._end_bytes)
-        self._end_bytes += self._file.write(line.encode("utf-8", "backslashreplace") + b"\n")
+        self._end_bytes += self._file.write(visible(line).encode("utf-8") + b"\n")
 
     def _write_pending(self) -> None:
         self._written_s = self._now_s()
         self._file.seek(self._end_bytes)
-        pending = "\n".join(self._screen.pending)
-        self._file.write(pending.encode("utf-8", "backslashreplace"))
+        pending = "\n".join(map(visible, self._screen.pending))
+        self._file.write(pending.encode("utf-8"))
         self._file.truncate()
         self._file.flush()
 

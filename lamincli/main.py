@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lamincli import __version__
+from lamincli import __version__, console
 from lamincli.errors import did_you_mean
 
 STAGES = {
@@ -51,14 +51,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     if argv is not None:
         sys.argv[1:] = argv
-    words = sys.argv[1:]
+    _open_closed_streams()
+    try:
+        if not _is_in_a_folder():
+            console.fail("The current folder is gone. Go to one that is there: cd FOLDER")
+            sys.exit(2)
+        _run(sys.argv[1:])
+    finally:
+        _leave_streams()
+
+
+def _run(words: list[str]) -> None:
     if words in (["--version"], ["-V"]):
-        print(f"lamin-train {__version__}")
+        console.tell(f"lamin-train {__version__}\n")
     elif not words:
-        sys.stderr.write(_usage())
+        console.tell(_usage(), stderr=True)
         sys.exit(2)
     elif words in (["--help"], ["-h"]):
-        print(_usage() + _words())
+        console.tell(f"{_usage()}{_words()}\n")
     elif words[0] == "resume":
         _resume(words[1:])
     elif words[0] in COMMANDS:
@@ -71,20 +81,46 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         known = [*STAGES, *COMMANDS]
         hint = did_you_mean(words[0], known)
-        sys.stderr.write(f"error: lamin-train has no command {words[0]!r}.{hint}\n{_usage()}")
+        text = f"error: lamin-train has no command {words[0]!r}.{hint}\n{_usage()}"
+        console.tell(text, stderr=True)
         sys.exit(2)
+
+
+def _is_in_a_folder() -> bool:
+    try:
+        return bool(os.getcwd())
+    except FileNotFoundError:
+        return False
+
+
+def _open_closed_streams() -> None:
+    """Let standard streams be there that were closed, as by ``>&-`` or a daemon.
+
+    Else the next file that is opened, a database, would get their number, and what libraries print.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+
+
+def _leave_streams() -> None:
+    """Let the interpreter end in peace where the reader of a stream has gone, as in ``| head``."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            console.silence(stream)
 
 
 def _resume(words: list[str]) -> None:
     if not words or not words[0] or words[0].startswith("-"):
         wants_help = bool(words) and words[0] in ("--help", "-h")
-        stream = sys.stdout if wants_help else sys.stderr
-        stream.write(RESUME_USAGE)
+        console.tell(RESUME_USAGE, stderr=not wants_help)
         sys.exit(0 if wants_help else 2)
     run = words[0].removeprefix("lamin:run/")
     # As words of fit, for the launchers of ranks start this command line again.
     sys.argv[1:] = ["fit", f"--lamin.resume={run}", *words[1:]]
-    main()
+    _run(sys.argv[1:])
 
 
 def _train() -> None:

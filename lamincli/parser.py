@@ -41,12 +41,12 @@ class LaminArgumentParser(LightningArgumentParser):
             message = f"A config is a YAML file of options, and one given begins: {start[:60]}"
         parser = getattr(ex, "subcommand_parser", None) or self
         if "subcommand" in message and not parser._is_subcommand_parser():
-            parser.print_usage(sys.stderr)
+            console.tell(parser.format_usage(), stderr=True)
         console.fail(_in_short(message) + parser._did_you_mean(message))
         program = parser.prog.replace(" [options]", "")
         if stage := re.search(r"required: (fit|validate|test|predict)\.", message):
             program += f" {stage[1]}"
-        sys.stderr.write(f"All options: {program} --help\n")
+        console.tell(f"All options: {program} --help\n", stderr=True)
         sys.exit(2)
 
     def _load_config_parser_mode(

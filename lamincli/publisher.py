@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lamincli import console
+from lamincli.console import one_line
 from lamincli.errors import LaminTrainError, first_line
 from lamincli.registry.base import Registry
 from lamincli.spool import NOT_OURS, Job, Spool
@@ -243,7 +244,7 @@ class Drainer:
                 self.spool.park(name, reason)
                 self.parked.append((_name(decided), first_line(error)))
                 self._warn(
-                    f"{_name(decided)} is set aside: {first_line(error)}; "
+                    f"{one_line(_name(decided))} is set aside: {first_line(error)}; "
                     "mend it and run lamin-train sync"
                 )
                 return "done"
@@ -428,7 +429,8 @@ class Drainer:
             if name not in (last[job.callback], best.get(job.callback)):
                 self._drop(name)
                 used -= job.size_bytes
-                console.warn(f"the spool is full: {job.local_path} is not published")
+                path = one_line(job.local_path)
+                console.warn(f"the spool is full: {path} is not published")
 
     def _drop(self, name: str) -> None:
         with suppress(OSError):
@@ -569,7 +571,8 @@ class Publisher:
         except OSError as error:
             if time.monotonic() - self._full_warned_s >= _WARN_EVERY_S:
                 self._full_warned_s = time.monotonic()
-                console.warn(f"{job.local_path} cannot be spooled yet: {first_line(error)}")
+                what = one_line(_name(job))
+                console.warn(f"{what} cannot be spooled yet: {first_line(error)}")
             if not self._inline:
                 self._start()  # which tries again
             return

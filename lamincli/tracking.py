@@ -26,6 +26,7 @@ from lamindb.base.types import RUN_STATUS_TO_CODE
 from lamindb.base.uids import base62_16
 
 from lamincli import __version__, console, hardware, slurm
+from lamincli.console import visible
 from lamincli.endings import Status
 from lamincli.errors import (
     InstanceError,
@@ -145,7 +146,7 @@ class TrackedRun:
     def note(self, text: str) -> None:
         """Write a line into the log alone."""
         if self.log is not None:
-            self.log.write(f"{text}\n")
+            self.log.write(f"{visible(text)}\n")
 
     def arrive(self) -> None:
         """Take the run from LaminDB as soon as the publisher has begun it there."""
@@ -238,7 +239,7 @@ class TrackedRun:
             self._try("told about", farewell)
         if self.log is not None:
             if error is not None:
-                self.log.write("".join(traceback.format_exception(error)))
+                self.log.write(visible("".join(traceback.format_exception(error))))
             self.log.close()
         if is_left:
             self._try("closed", lambda: self._leave_ending(status, ended, reason))
@@ -631,6 +632,7 @@ def _open_log(tracked: TrackedRun, command: str) -> RunLog | None:
         kept = f"{reported}\n{kept}" if kept else reported
     log = RunLog(path)
     header = f"run {tracked.uid} in {tracked.slug}\n$ {Path(sys.argv[0]).name} {command}\n"
+    header = visible(header)
     try:
         log.open(f"{kept}\n{header}" if kept else header)
     except OSError as error:

@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -134,7 +134,9 @@ class StopOnSignal(pl.Callback):
         if trainer.is_global_zero:
             # A handler may interrupt a print: os.write is safe there, print is not.
             name = signal.Signals(signum).name
-            os.write(2, f"\n! {name}: stopping after this batch; again to stop at once\n".encode())
+            with suppress(OSError):  # the terminal may have gone, as with SIGHUP
+                text = f"\n! {name}: stopping after this batch; again to stop at once\n"
+                os.write(2, text.encode())
         if trainer.world_size == 1:
             self._leave_loops(trainer)
 

@@ -1,6 +1,5 @@
 """``lamin-train doctor``: is everything in place, and are all runs closed that have ended?"""
 
-import argparse
 import platform
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -24,7 +23,7 @@ def main(words: Sequence[str]) -> int:
     Returns:
         0 if all is well, else 1.
     """
-    parser = argparse.ArgumentParser(
+    parser = console.CommandParser(
         prog="lamin-train doctor",
         description="Check versions, instance, storage and what is not published yet, and close "
         "the runs whose process on this machine, or whose SLURM job, is gone.",

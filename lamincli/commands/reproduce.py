@@ -38,7 +38,7 @@ def main(words: Sequence[str]) -> int:
         0 if the results are identical, 4 if they differ, 1 if the training failed, 2 if it cannot
         begin, 3 if it has left something unpublished, 128+N if signal N ended it.
     """
-    parser = argparse.ArgumentParser(
+    parser = console.CommandParser(
         prog="lamin-train reproduce",
         usage="%(prog)s [options] RUN [--NAME VALUE of what was taken out of its config]",
         description="Train again from the record of a run alone (its code, config, data and seed), "

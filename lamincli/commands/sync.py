@@ -1,6 +1,5 @@
 """``lamin-train sync``: publish what earlier jobs on this machine left in their spools."""
 
-import argparse
 import os
 import shlex
 import time
@@ -9,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from lamincli import console
+from lamincli.console import one_line
 from lamincli.errors import InstanceError, first_line
 from lamincli.instance import DEFAULT_FOLDER, connected
 from lamincli.publisher import Publisher
@@ -29,7 +29,7 @@ def main(words: Sequence[str]) -> int:
     Returns:
         0 if nothing is left, 2 if there is no such folder, 3 if jobs are left.
     """
-    parser = argparse.ArgumentParser(
+    parser = console.CommandParser(
         prog="lamin-train sync",
         description="Publish the checkpoints that earlier trainings saved and LaminDB does not "
         "have yet, those of crashed ones included. Jobs that were set aside are tried again. Safe "
@@ -121,7 +121,7 @@ def _list(spool: Spool) -> None:
         notes += [f"set aside: {set_aside}"] if set_aside else []
         about = "".join(f"\n    {note}" for note in notes)
         show = console.warn if notes else console.say
-        show(f"  {entry.state}/{entry.name}  {_describe(entry.job)}{about}")
+        show(f"  {one_line(f'{entry.state}/{entry.name}')}  {_describe(entry.job)}{about}")
 
 
 def _describe(job: Job | None) -> str:
@@ -130,11 +130,11 @@ def _describe(job: Job | None) -> str:
     where = f"{job.instance}, storage {job.storage}" if job.storage else job.instance
     if job.action == "save":
         file = job.pin or job.local_path
-        return f"save {file} ({_size(job.size_bytes)}) as {job.key} in {where}"
+        return one_line(f"save {file} ({_size(job.size_bytes)}) as {job.key} in {where}")
     if job.action == "remove":
-        return f"remove {job.key} from {where}"
+        return one_line(f"remove {job.key} from {where}")
     what = f"close as {job.status}" if job.action == "close" else job.action
-    return f"{what} run {job.run} in {where}"
+    return one_line(f"{what} run {job.run} in {where}")
 
 
 def _tell_of_foreign(spool: Spool, foreign: list[Entry]) -> None:
@@ -144,7 +144,7 @@ def _tell_of_foreign(spool: Spool, foreign: list[Entry]) -> None:
         "lamin-train, but by another user, another machine or an earlier version:"
     )
     for entry in foreign:
-        console.say(f"  {entry.state}/{entry.name}  {_describe(entry.job)}")
+        console.say(f"  {one_line(f'{entry.state}/{entry.name}')}  {_describe(entry.job)}")
     place = shlex.quote(os.path.relpath(spool.folder))
     console.say(f"nothing was done with them. If you trust them: lamin-train sync {place} --trust")
 

@@ -37,7 +37,6 @@ def forget(spool: Path) -> None:
     with contextlib.suppress(OSError):
         _link(spool).unlink(missing_ok=True)
         index_folder().rmdir()
-        index_folder().parent.rmdir()
 
 
 def known_spools() -> list[Path]:

@@ -42,5 +42,6 @@ def test_nothing_is_left_behind(shell, project, private):
     assert done.returncode == 0, done.stderr
     assert [f for f in os.listdir(private / "tmp") if "lamin" in f] == []
     assert everything(private / "home" / ".cache") == []
-    assert not (private / "home" / ".local").exists() or everything(private / "home/.local") == []
+    state = private / "home" / ".local" / "state" / "lamin-train"
+    assert os.listdir(state) == ["key"]
     assert not (project / ".lamin_spool").exists()

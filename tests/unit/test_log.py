@@ -204,3 +204,29 @@ def test_full_disk_ends_the_log_and_nothing_else(tmp_path, capsys):
     print("still printed")
     log.close()
     assert "still printed" in capsys.readouterr().out
+
+
+def test_log_is_harmless_text(tmp_path):
+    log = RunLog(tmp_path / "log.txt")
+    log.open()
+    try:
+        print("a \x07\x9b31mred\u202e\x00\udcff b")
+    finally:
+        log.close()
+    assert (tmp_path / "log.txt").read_text() == "a \\x07\\x9b31mred\\u202e\\x00\\udcff b\n"
+
+
+def test_stream_whose_reader_has_gone_ends_no_training(tmp_path, monkeypatch):
+    ours, theirs = os.pipe()
+    os.close(ours)
+    stream = open(theirs, "w")  # noqa: SIM115
+    monkeypatch.setattr(sys, "stdout", stream)
+    log = RunLog(tmp_path / "log.txt")
+    log.open()
+    try:
+        for n in range(3):
+            print(f"line {n}", flush=True)
+    finally:
+        log.close()
+    stream.close()
+    assert (tmp_path / "log.txt").read_text() == "line 0\nline 1\nline 2\n"
