@@ -4,10 +4,12 @@ import os
 import pickle
 import re
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any
 
+from lamincli import order
 from lamincli.errors import UsageError, first_line
 
 
@@ -99,6 +101,23 @@ def read(path: Path) -> dict[str, Any] | None:
     except (OSError, RuntimeError, EOFError):
         return None
     return dict(content)
+
+
+def saved_by(content: Mapping[str, Any]) -> tuple[str | None, int]:
+    """Return the run that has saved a checkpoint, and the number of the save; see `order`.
+
+    Every callback of ours has left them there, as of its own last save.
+
+    Returns:
+        `None` for the run, where the checkpoint does not say it.
+    """
+    run, number = None, order.UNNUMBERED
+    states = content.get("callbacks")
+    for state in states.values() if isinstance(states, Mapping) else ():
+        saved = state.get("saved") if isinstance(state, Mapping) else None
+        if isinstance(saved, Mapping) and isinstance(saved.get("run"), str):
+            run, number = saved["run"], max(number, order.of_notes(saved))
+    return run, number
 
 
 def why_misfit(error: BaseException) -> str | None:

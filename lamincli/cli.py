@@ -1420,6 +1420,7 @@ class LaminLightningCLI(LightningCLI):
                 callback.set_publishing(options)
                 if self._resumption is not None:
                     callback.go_on(self._resumption.prefixes)
+                    callback.set_attempt(self._resumption.attempts)
         if not publishing and self._tracked is not None:
             self._tracked.add_features(self._lamin_options().features.run)
 

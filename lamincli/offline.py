@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from lamincli import order
 from lamincli.features import EXTRA_DATA_KEY
 from lamincli.process import RUN_UID_VARIABLE, SPOOLED_VARIABLE
 from lamincli.spool import Action, Job, Spool, known_spools, spools_below
@@ -103,6 +104,13 @@ def spools_of_runs() -> dict[str, Path]:
     folders = (*known_spools(), *spools_below(Path.cwd()))
     ours = (folder for folder in folders if os.access(folder, os.W_OK))
     return {folder.name: Path(os.path.abspath(folder)) for folder in ours}
+
+
+def next_number() -> int:
+    """Return a number for a run that begins here, larger than those of all that wait here."""
+    begun = (beginning_in(folder) for folder in spools_of_runs().values())
+    numbers = [order.of_beginning(job.notes)[0] for job in begun if job is not None]
+    return 1 + max(numbers, default=0)
 
 
 def beginning_in(folder: Path) -> Job | None:

@@ -598,7 +598,7 @@ class Publisher:
         with self._mutex:
             self.add(job, file, content, owner)
             self._drain_here()
-            done = (p for p in self._drainer.published if p.owner is owner and p.job.at == job.at)
+            done = (p for p in self._drainer.published if p.owner is owner and p.job.uid == job.uid)
             return next((p.artifact for p in done if p.job.key == job.key), None)
 
     def drain(self, limit_s: float | None = None, patience_s: float = PATIENCE_S) -> int:

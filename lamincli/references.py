@@ -26,7 +26,7 @@ from typing import Any
 from jsonargparse import Namespace
 from jsonargparse.typing import register_type
 
-from lamincli import console, memory, originals
+from lamincli import console, memory, order, originals
 from lamincli.errors import LaminReferenceError, did_you_mean, first_line
 from lamincli.features import DESCRIPTIONS, EXTRA_DATA_KEY
 
@@ -363,7 +363,8 @@ def find_run(word: str, runs: Any, slug: str, text: str = "") -> Any:
             **{f"{record}__stage__in": ["validate", "test", "predict", "array"]}
         )
         trainings = trainings.exclude(**{f"{record}__has_key": "reproduces"})
-        if (latest := trainings.order_by("-started_at").first()) is None:
+        # As the registry has seen them begin: hosts differ in their clocks.
+        if (latest := trainings.order_by("-id").first()) is None:
             raise LaminReferenceError(f"{text}: there is no training in {slug} yet.")
         return latest
     if (whole := runs.filter(uid=word).first()) is not None:
@@ -375,7 +376,7 @@ def find_run(word: str, runs: Any, slug: str, text: str = "") -> Any:
     if near:
         listed = ", ".join(run.uid for run in near[:5])
         raise LaminReferenceError(f"{text}: {word} may be any of {listed}. Write more of the uid.")
-    latest_uids = list(runs.order_by("-started_at").values_list("uid", flat=True)[:1000])
+    latest_uids = list(runs.order_by("-id").values_list("uid", flat=True)[:1000])
     hint = did_you_mean(word, latest_uids) or (
         f" The latest: {', '.join(latest_uids[:3])}." if latest_uids else ""
     )
@@ -445,7 +446,7 @@ def _latest_with_one(text: str, what: str) -> str:
 
     if f"run/{LATEST}/" not in text or text.startswith(f"{SCHEME}/"):
         return ""
-    saved = ln.Artifact.filter(kind="model").exclude(run=None).order_by("-run__started_at")
+    saved = ln.Artifact.filter(kind="model").exclude(run=None).order_by("-run_id")
     uid = saved.values_list("run__uid", flat=True).first()
     return f" The latest that has: {SCHEME}run/{uid}/{what}" if uid else ""
 
@@ -467,7 +468,7 @@ class _Checkpoint:
     is_best: bool
     is_last: bool
     rank: int | None
-    order: tuple[str, int]
+    order: tuple[int, str, int]
 
     @property
     def name(self) -> str:
@@ -506,7 +507,7 @@ def _checkpoints(artifacts: Any) -> Iterator[_Checkpoint]:
             is_best=features.get("is_best_model") is True,
             is_last=features.get("is_last_model") is True,
             rank=features.get("model_rank"),
-            order=(notes.get("saved_at") or "", artifact.id),
+            order=(order.of_notes(notes), notes.get("saved_at") or "", artifact.id),
         )
 
 

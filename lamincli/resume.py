@@ -1,7 +1,7 @@
 """Go on with a run: find it, and its last complete checkpoint wherever that is.
 
 A checkpoint may lie on this machine's disk, in the spool of a training that was killed, or in
-LaminDB. The one of the latest step is taken; one that is torn is passed over.
+LaminDB. The one that was saved last is taken; one that is torn is passed over.
 """
 
 import json
@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lamincli import checkpoint_file, console, originals, slurm
+from lamincli import checkpoint_file, console, order, originals, slurm
 from lamincli.errors import LaminReferenceError, UnreachableError, UsageError, first_line
 from lamincli.memory import KnownJob, forget_job, recall_job
 from lamincli.offline import beginning_in, is_stand_in, spools_of_runs, stand_in
@@ -28,7 +28,7 @@ from lamincli.spool.seal import is_ours, sealed
 
 AUTO = "auto"
 RUN_FILE = Path(".lamin_run.json")
-_LOOKED_AT = 20
+_LOOKED_AT = 100
 
 
 @dataclass
@@ -41,6 +41,7 @@ class Resumption:
         step: Training steps that the checkpoint has behind it.
         prefixes: Key prefixes of its artifacts, by the callback that saved them.
         artifact: Uid of the checkpoint's artifact, if it has one.
+        attempts: How many attempts of the run there were.
     """
 
     run: Any
@@ -48,6 +49,7 @@ class Resumption:
     step: int = 0
     prefixes: dict[str, str] = field(default_factory=dict)
     artifact: str | None = None
+    attempts: int = 1
 
     def told(self) -> dict[str, Any]:
         """Return what another rank needs to know, as JSON."""
@@ -184,7 +186,7 @@ def find_in_spools(word: str, slug: str, of_folder: bool = True) -> Resumption |
         job, words = job_id(), redact_argv(sys.argv[1:])
         records = {uid: begin.notes for uid, begin in began.items() if begin is not None}
         of_job = [
-            uid for uid, notes in records.items()
+            uid for uid, notes in sorted(records.items(), key=lambda r: order.of_beginning(r[1]))
             if job is not None and _is_of_this_fit(notes["record"], job)
             and notes["command"] == words
         ]  # fmt: skip
@@ -200,8 +202,7 @@ def find_in_spools(word: str, slug: str, of_folder: bool = True) -> Resumption |
         if not found:
             return None
     elif word == LATEST:
-        dated = sorted((b.notes["started_at"], u) for u, b in began.items() if b is not None)
-        found = [u for _, u in dated[-1:]]
+        found = _latest_of(began)
     else:
         found = [u for u in spools if u.startswith(word)]
     if len(found) != 1 or found[0] not in spools:
@@ -213,6 +214,16 @@ def find_in_spools(word: str, slug: str, of_folder: bool = True) -> Resumption |
     started = began[found[0]]
     run = stand_in(found[0], started.notes if started else None)
     return _with_checkpoint(run, is_auto=word == AUTO)
+
+
+def _latest_of(began: Mapping[str, Job | None]) -> list[str]:
+    """Return the run that began last, of those that wait; all that it may be, where that is open.
+
+    One that began in LaminDB has left no number here.
+    """
+    numbered = sorted((order.of_beginning(b.notes), u) for u, b in began.items() if b is not None)
+    latest = [uid for _, uid in numbered[-1:]]
+    return [*latest, *(uid for uid, begin in began.items() if begin is None)]
 
 
 def _tell_of_foreign(folders: Iterable[Path]) -> None:
@@ -238,7 +249,7 @@ def begin_what_waits(slug: str) -> None:
 
     before = dict(vars(ln.context))
     began = [(job, folder) for folder in spools_of_runs().values() if (job := beginning_in(folder))]
-    for begin, folder in sorted(began, key=lambda one: str(one[0].notes["started_at"])):
+    for begin, folder in sorted(began, key=lambda one: order.of_beginning(one[0].notes)):
         spool = Spool(folder)
         if begin.instance != slug or not spool.lock.acquire():
             continue
@@ -267,6 +278,7 @@ def _with_checkpoint(run: Any, is_auto: bool, known: KnownJob | None = None) -> 
     checkpoints = _checkpoints(run, known.folders if known else ())
     prefixes = {one.callback: one.prefix for one in checkpoints if one.callback}
     found = Resumption(run, prefixes={**(known.prefixes if known else {}), **prefixes})
+    found.attempts = _attempts(run, checkpoints)
     holds_weights = False
     for checkpoint in checkpoints:
         try:
@@ -404,10 +416,23 @@ def _check(run: Any) -> None:
 # -- its checkpoints ----------------------------------------------------------------------------
 
 
+def _attempts(run: Any, checkpoints: Iterable["_Found"]) -> int:
+    """Return how many attempts of a run there were, by all that is known of it here."""
+    from lamincli.features import EXTRA_DATA_KEY
+
+    noted = (run.extra_data or {}).get(EXTRA_DATA_KEY, {}).get("attempts") or ()
+    folder = spools_of_runs().get(run.uid)
+    jobs = Spool(folder).jobs() if folder is not None else ()
+    begun = sum(job.action == "begin" for _, job in jobs)
+    saved = (order.attempt_of(one.order) + 1 for one in checkpoints)
+    return max(1, len(noted) + (0 if is_stand_in(run) else begun), begun, *saved)
+
+
 @dataclass
 class _Found:
     step: int
     saved_at: str
+    order: int
     local: Path | None = None
     artifact: Any = None
     callback: str = ""
@@ -442,8 +467,8 @@ def _checkpoints(run: Any, folders: Iterable[str]) -> list[_Found]:
     began = run.started_at.isoformat() if folders else ""
     newest = max((one.saved_at for one in found), default=began)
     places = {one.local.parent for one in found if one.local is not None} | set(map(Path, folders))
-    found += _unknown(places, newest, {one.local for one in found})
-    return sorted(found, key=lambda one: (one.step, one.saved_at), reverse=True)
+    found += _unknown(run.uid, places, newest, {one.local for one in found})
+    return sorted(found, key=lambda one: (one.order, one.step, one.saved_at), reverse=True)
 
 
 def _published(run: Any) -> Iterator[_Found]:
@@ -459,14 +484,16 @@ def _published(run: Any) -> Iterator[_Found]:
         # What is still where it was saved needs no download.
         is_here = local.is_dir() or (local.is_file() and local.stat().st_size == artifact.size)
         saved_at = notes.get("saved_at") or artifact.created_at.isoformat()
-        yield _Found(notes.get("step", 0), saved_at, local if is_here else None, artifact,
-                     notes.get("checkpoint", ""), artifact.key)  # fmt: skip
+        yield _Found(notes.get("step", 0), saved_at, order.of_notes(notes),
+                     local if is_here else None, artifact, notes.get("checkpoint", ""),
+                     artifact.key)  # fmt: skip
 
 
 def _spooled(uid: str) -> Iterator[_Found]:
     for spool, job in _saves_in_spools(uid, "checkpoint"):
-        yield _Found(job.notes.get("step", 0), job.at, Path(job.local_path), None,
-                     job.callback, job.key, partial(spool.put_back, job))  # fmt: skip
+        yield _Found(job.notes.get("step", 0), job.at, order.of_notes(job.notes),
+                     Path(job.local_path), None, job.callback, job.key,
+                     partial(spool.put_back, job))  # fmt: skip
 
 
 def _spooled_config(uid: str) -> str | None:
@@ -486,16 +513,22 @@ def _saves_in_spools(uid: str, kind: str) -> Iterator[tuple[Spool, Job]]:
                 yield spool, job
 
 
-def _unknown(folders: set[Path], newest: str, known: set[Path | None]) -> Iterator[_Found]:
-    """Yield checkpoints on the disk that were saved so late that they did not become jobs."""
+def _unknown(
+    uid: str, folders: set[Path], newest: str, known: set[Path | None]
+) -> Iterator[_Found]:
+    """Yield checkpoints on the disk that were saved so late that they did not become jobs.
+
+    Those that say whose they are count if they are of this run. Of weights alone, and of what an
+    earlier version has saved, only the time of the file tells.
+    """
     after_s = datetime.fromisoformat(newest).timestamp() if newest else 0.0
     files = [file for folder in folders for file in folder.glob("*.ckpt") if file not in known]
     files += [file for file in Path.cwd().glob("hpc_ckpt_*.ckpt") if newest]
-    late = sorted(
-        ((file.stat().st_mtime, file) for file in files if file.stat().st_mtime > after_s - 1),
-        reverse=True,
-    )
-    for saved_s, file in late[:_LOOKED_AT]:
-        if content := checkpoint_file.read(file):
+    dated = sorted(((file.stat().st_mtime, file) for file in files), reverse=True)
+    for saved_s, file in dated[:_LOOKED_AT]:
+        if not (content := checkpoint_file.read(file)):
+            continue
+        run, number = checkpoint_file.saved_by(content)
+        if run == uid or (run is None and saved_s > after_s - 1):
             saved_at = datetime.fromtimestamp(saved_s).astimezone().isoformat()
-            yield _Found(int(content.get("global_step", 0)), saved_at, file)
+            yield _Found(int(content.get("global_step", 0)), saved_at, number, file)

@@ -38,7 +38,7 @@ from lamincli.errors import (
 from lamincli.features import EXTRA_DATA_KEY, as_json, metric_values, strings_in
 from lamincli.instance import Target
 from lamincli.log import RunLog
-from lamincli.offline import SpooledRun, spools_of_runs, stand_in, stand_in_for
+from lamincli.offline import SpooledRun, next_number, spools_of_runs, stand_in, stand_in_for
 from lamincli.options import LaminOptions
 from lamincli.process import (
     PARENT_VARIABLE,
@@ -230,7 +230,7 @@ class TrackedRun:
         if self._is_finished or not self.owned:
             return
         self._is_finished = True
-        ended = datetime.now(timezone.utc)
+        ended = max(datetime.now(timezone.utc), self.record.started_at)  # clocks go back
         is_left = self.spooled is not None
         if not is_left:
             self._try(f"closed as {status}", lambda: self._set_ending(status, ended, reason))
@@ -547,6 +547,7 @@ def _begin_in_spool(beginning: Beginning, place: Place, resumes: Any) -> Tracked
     uid, target = beginning.uid, place.target
     folder = spools_of_runs().get(uid, place.root / FOLDER_NAME / uid)
     spooled = SpooledRun(uid, target.slug, target.id, str(folder), place.is_held)
+    beginning = replace(beginning, number=next_number())
     if resumes is None:
         beginning = replace(beginning, environment=runs.environment_of(uid))
     job = spooled.job("begin", notes=asdict(beginning))

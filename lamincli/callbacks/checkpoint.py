@@ -6,12 +6,13 @@ import math
 import os
 import time
 import traceback
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from functools import cache, partial
+from itertools import count
 from pathlib import Path
 from types import MethodType
 from typing import Any, Literal
@@ -23,7 +24,8 @@ from lamindb.base.uids import base62
 from lamindb.integrations import lightning as ll
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lamincli import console, originals
+from lamincli import console, order, originals
+from lamincli.callbacks.calls import calls_of
 from lamincli.callbacks.follow import GoesOn
 from lamincli.errors import UnreachableError, first_line
 from lamincli.events import ArtifactRemovedEvent, ArtifactSavedEvent
@@ -48,6 +50,7 @@ _KINDS = {
 }
 _SLOW_OBSERVER_S = 5.0
 _UNTRACKED = f"untracked-{uuid4().hex[:8]}"
+_SAVES: defaultdict[str, Iterator[int]] = defaultdict(count)  # of this process, by their run
 
 
 class Checkpoint(GoesOn, ll.Checkpoint):
@@ -105,6 +108,8 @@ class Checkpoint(GoesOn, ll.Checkpoint):
     _storage_uid: str = ""
     _are_run_features_spooled: bool = False
     _knows_names_only: bool = False  # of the features, for LaminDB could not be asked
+    _attempt: int = 0  # how many attempts of the run were before
+    _order: int = order.UNNUMBERED  # of the last save
 
     def __init__(
         self,
@@ -202,6 +207,22 @@ class Checkpoint(GoesOn, ll.Checkpoint):
                 slug, uid = self._instance
                 self._add(trainer, Job("annotate", self._run_uid, slug, uid, _now(), named=named))
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state that a checkpoint holds, with the run and the number of this save.
+
+        So a checkpoint that has not become a job tells whose it is, and which is the later one.
+        """
+        saved = {"run": self._uid_of_run(), order.KEY: self._order}
+        return {**super().state_dict(), "saved": saved}
+
+    def set_attempt(self, number: int) -> None:
+        """Let the saves of a run that goes on come after those that it has, in its order.
+
+        Args:
+            number: How many attempts of the run were before.
+        """
+        self._attempt = number
+
     def set_publishing(self, options: LaminOptions) -> None:
         """Let the options of the command line hold for this callback too, where they are given."""
         default = LaminOptions()
@@ -288,6 +309,9 @@ class Checkpoint(GoesOn, ll.Checkpoint):
 
     def _prepare(self, trainer: pl.Trainer, filepath: str) -> Callable[[], None]:
         """Return what is to be done when the file is complete, with the values of this moment."""
+        calls = calls_of(trainer) or ()
+        nth = next(_SAVES[self._uid_of_run()])
+        self._order = order.number_of_save(self._attempt, len(calls), nth)
         is_best = self.best_model_path == str(filepath)
         values = self._feature_annotator.collect_checkpoint_features(
             trainer,
@@ -350,6 +374,7 @@ class Checkpoint(GoesOn, ll.Checkpoint):
             "score": score if score is not None and math.isfinite(score) else None,
             "epoch": trainer.current_epoch,
             "step": trainer.global_step,
+            order.KEY: self._order,
             "path": _as_text(filepath),
         }
 

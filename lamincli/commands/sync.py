@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from lamincli import console
+from lamincli import console, order
 from lamincli.console import one_line
 from lamincli.errors import InstanceError, first_line
 from lamincli.instance import DEFAULT_FOLDER, connected
@@ -94,8 +94,10 @@ def _open(folder: Path, trust: bool) -> Spool:
     return Spool(folder, is_trusted=True) if trust and spool.foreign() else spool
 
 
-def _began_at(spool: Spool) -> str:
-    return next((job.at for _, job in spool.jobs()), "")
+def _began_at(spool: Spool) -> tuple[int, str]:
+    jobs = [job for _, job in spool.jobs()]
+    begun = (order.of_beginning(job.notes) for job in jobs if job.action == "begin")
+    return next(begun, (order.UNNUMBERED, jobs[0].at if jobs else ""))
 
 
 def _discard(spool: Spool) -> bool:

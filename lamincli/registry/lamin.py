@@ -14,14 +14,16 @@ from typing import Any
 
 import lamindb as ln
 from django.db import IntegrityError, transaction
-from django.db.models import Q
+from django.db.models import BigIntegerField, Q
+from django.db.models.fields.json import KeyTextTransform, KeyTransform
+from django.db.models.functions import Cast
 from lamindb.models._is_versioned import create_uid
 from lamindb.models._lineage import track_run_inputs
 from lamindb.models.artifact import _delete_skip_storage
 from lamindb.models.sqlrecord import get_current_branch
 from lamindb_setup.core.canonical_suffix import CanonicalSuffix
 
-from lamincli import console, originals
+from lamincli import console, order, originals
 from lamincli.errors import ContentChangedError, RecordError, UntrustedError
 from lamincli.features import EXTRA_DATA_KEY, dtype_of
 from lamincli.registry import outages, runs, storage, values
@@ -315,15 +317,16 @@ class LaminRegistry:
         model_rank, score = by_name.get("model_rank"), by_name.get("score")
         if model_rank is not None and score is None:
             del features[model_rank]
-        members = ln.Artifact.objects.filter(
+        saves = ln.Artifact.objects.filter(
             **{f"extra_data__{EXTRA_DATA_KEY}__checkpoint": job.callback},
             run_id=run and run.id,
             key__startswith=job.key.rpartition("/")[0],
-        ).values("id")
+        )
+        members = saves.values("id")
         flags = [by_name[name] for name in _FLAGS if features.get(by_name.get(name)) is True]
         if flags:
             # A job that was set aside for a while comes after younger ones, whose flags hold.
-            later = members.filter(**{f"extra_data__{EXTRA_DATA_KEY}__saved_at__gt": job.at})
+            later = members.filter(_is_later(job))
             for flag in flags if later.exists() else ():
                 features[flag] = not values.is_flagged(flag, later)
         self._link(artifact, features, run)
@@ -331,7 +334,8 @@ class LaminRegistry:
             if features[flag]:
                 values.clear_flag(flag, members, artifact.id, run)
         if model_rank is not None and score is not None:
-            values.rank(score, model_rank, members, job.mode, run)
+            numbered = saves.values("id", number=_NUMBER)
+            values.rank(score, model_rank, numbered, job.mode, run)
 
     def _link(self, host: Any, features: dict[Any, Any], run: Any) -> None:
         plain = {f: value for f, value in features.items() if values.is_plain(f)}
@@ -378,6 +382,22 @@ def _of_both(old: Any, new: Any) -> Any:
     for one in (old, new):
         notes |= ((one or {}).get(EXTRA_DATA_KEY) or {}).get(originals.NOTE) or {}
     return {**(new or {}), EXTRA_DATA_KEY: {originals.NOTE: notes}} if notes else new
+
+
+_NUMBER = Cast(
+    KeyTextTransform(order.KEY, KeyTransform(EXTRA_DATA_KEY, "extra_data")), BigIntegerField()
+)
+"""The number of a save, of a query of artifacts; none for those of earlier versions."""
+
+
+def _is_later(job: Job) -> Q:
+    """Return what artifacts fulfil that were saved after the one of a job; see `order`."""
+    notes = f"extra_data__{EXTRA_DATA_KEY}"
+    number = order.of_notes(job.notes)
+    if number != order.UNNUMBERED:
+        return Q(**{f"{notes}__{order.KEY}__gt": number})
+    is_numbered = Q(**{f"{notes}__has_key": order.KEY})
+    return is_numbered | Q(**{f"{notes}__saved_at__gt": job.at})
 
 
 def how_to_create(features: Mapping[str, Any]) -> str:

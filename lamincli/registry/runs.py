@@ -67,6 +67,7 @@ class Beginning:
         references: References as they were typed, and what tells `find` their artifacts.
         used: Likewise for a checkpoint that is used from a local file.
         goes_on: Whether this is an attempt to go on with an earlier run.
+        number: Orders the runs that wait in spools; 0 for one that did not have to wait.
     """
 
     uid: str
@@ -90,6 +91,7 @@ class Beginning:
     references: dict[str, dict[str, Any]] = field(default_factory=dict)
     used: dict[str, Any] = field(default_factory=dict)
     goes_on: bool = False
+    number: int = 0
 
     def describe(self, run: Any) -> None:
         """Put parameters and our record into a run, without saving it."""

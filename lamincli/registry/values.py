@@ -113,14 +113,14 @@ def clear_flag(feature: Any, members: Any, besides: int, run: Any) -> None:
 
 
 def rank(score: Any, model_rank: Any, members: Any, mode: str, run: Any) -> None:
-    """Rank the artifacts of a query by their scores, 0 for the best; the older wins a tie.
+    """Rank the artifacts of a query by their scores, 0 for the best; the earlier wins a tie.
 
     Three statements, whatever the number of artifacts.
 
     Args:
         score: The feature that holds the scores.
         model_rank: The feature for the ranks.
-        members: A query of artifact ids.
+        members: A query of artifact ids, and of the numbers that order them.
         mode: ``min`` or ``max``, which of the scores is the best.
         run: The run that says so.
     """
@@ -129,7 +129,8 @@ def rank(score: Any, model_rank: Any, members: Any, mode: str, run: Any) -> None
     # Here CROSS JOIN is an inner join that SQLite takes in the order of the text. In the order that
     # it prefers, the time grows with the square of the number of artifacts.
     scored = f"""
-        SELECT l.artifact_id AS id, CAST(v.value AS DOUBLE PRECISION) AS score
+        SELECT l.artifact_id AS id, CAST(v.value AS DOUBLE PRECISION) AS score,
+            COALESCE(member.number, -1) AS number
         FROM ({chosen}) AS member CROSS JOIN {links} l CROSS JOIN {values} v
         WHERE l.artifact_id = member.id AND v.id = l.jsonvalue_id AND v.feature_id = %s
     """  # noqa: S608  no value of a user is in the text
@@ -138,7 +139,8 @@ def rank(score: Any, model_rank: Any, members: Any, mode: str, run: Any) -> None
     statement = f"""
         WITH scored AS ({scored}),
         ranked AS (
-            SELECT id, ROW_NUMBER() OVER (ORDER BY score {order}, id) - 1 AS position FROM scored
+            SELECT id, ROW_NUMBER() OVER (ORDER BY score {order}, number, id) - 1 AS position
+            FROM scored
         ),
         numbers AS MATERIALIZED (
             SELECT id, CAST(value AS INTEGER) AS number FROM {values} WHERE feature_id = %s

@@ -319,6 +319,34 @@ def test_checkpoint_that_was_set_aside_for_a_while_takes_no_flags(lab, save):
 
 
 @of_lamindb
+def test_order_is_that_of_the_saves_whatever_the_clock_says(lab, save):
+    """The clock goes back before each save; the third is published late, after the fourth."""
+    prefix = uuid4().hex
+    names = [f"{prefix}/checkpoints/{n}.ckpt" for n in "abcd"]
+    for number in (0, 1, 3, 2):
+        at = (BEGAN - timedelta(hours=number)).isoformat(timespec="microseconds")
+        values = {"score": 1.0, "model_rank": 0, "is_best_model": number < 2, "is_last_model": True}
+        save(names[number], names[number].encode(), is_best=number < 2, features=values,
+             at=at, notes={"order": number})  # fmt: skip
+    assert ranks_and_flags(lab, names) == [
+        (0, False, False), (1, True, False), (2, False, False), (3, False, True)
+    ]  # fmt: skip
+
+
+@of_lamindb
+def test_save_of_an_earlier_version_comes_before_those_that_are_numbered(lab, save):
+    prefix = uuid4().hex
+    values = {"score": 1.0, "model_rank": 0, "is_best_model": True, "is_last_model": True}
+    names = [f"{prefix}/checkpoints/{n}.ckpt" for n in "abc"]
+    save(names[1], b"b", is_best=True, features=values, notes={"order": 0})
+    late = (BEGAN + timedelta(hours=9)).isoformat(timespec="microseconds")
+    save(names[0], b"a", is_best=True, features=values, at=late)
+    assert ranks_and_flags(lab, names[:2]) == [(0, False, False), (1, True, True)]
+    save(names[2], b"c", is_best=True, features=values, notes={"order": 1})
+    assert ranks_and_flags(lab, names) == [(0, False, False), (1, False, False), (2, True, True)]
+
+
+@of_lamindb
 def test_statements_do_not_grow_with_the_checkpoints(lab, save):
     from django.db import connection
     from django.test.utils import CaptureQueriesContext

@@ -74,8 +74,8 @@ ROOMS = [
         "log",
         "hub",
         "console",
-        "endings",
     ],
+    ["endings", "order"],
     ["folders"],
     [
         "hardware",
