@@ -84,8 +84,7 @@ def redact(value: Any, key: str = "") -> Any:
 def redacted_keys(value: Any) -> list[str]:
     """Return the dotted paths of the values that were taken out of a nested value, in order.
 
-    Items of lists are counted from zero: ``data.init_args.headers.0.value``. A key that was taken
-    out is named as it stands there.
+    Items of lists are counted from zero: ``data.init_args.headers.0.value``.
     """
     if isinstance(value, str):
         return [""] if REDACTED in value else []
@@ -95,11 +94,7 @@ def redacted_keys(value: Any) -> list[str]:
         items = enumerate(value)
     else:
         return []
-    below = (
-        (str(key), path)
-        for key, item in items
-        for path in ([""] if REDACTED in str(key) else redacted_keys(item))
-    )
+    below = ((str(key), path) for key, item in items for path in redacted_keys(item))
     return [f"{key}.{path}" if path else key for key, path in below]
 
 
