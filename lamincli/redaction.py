@@ -65,6 +65,8 @@ def redact(value: Any, key: str = "") -> Any:
     Returns:
         The same structure; secrets are replaced by `REDACTED`, everything else is equal.
     """
+    if isinstance(value, str) and re.fullmatch(r"\$\{[^{}]*\}", value):  # names a variable
+        return value
     secret = is_secret_key(key)
     if isinstance(value, dict):
         named = next((value[k] for k in ("name", "key") if isinstance(value.get(k), str)), "")
