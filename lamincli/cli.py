@@ -13,8 +13,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from inspect import Parameter, signature
@@ -45,7 +45,7 @@ from lamincli.callbacks.calls import calls_of, watch
 from lamincli.callbacks.stop import StopOnSignal
 from lamincli.connection import Connection
 from lamincli.endings import Ending, Happened, Status, exit_code
-from lamincli.errors import InstanceError, LaminTrainError, UsageError
+from lamincli.errors import InstanceError, LaminTrainError, UsageError, first_line
 from lamincli.features import DESCRIPTIONS, metric_values
 from lamincli.folders import Scratch, provide_home
 from lamincli.instance import (
@@ -828,10 +828,10 @@ class LaminLightningCLI(LightningCLI):
                 return
             if is_rewritten := (local := self._taken_out.take_from(local)) != words:
                 self._args = local
-            if self._taken_out.are_any(local):
-                self._ask_for_what_was_taken_out()
-            asked = set(self._taken_out.keys)
-            with self._taken_out.noted():
+            with self._taken_out.noted(), _with_variables():
+                if self._taken_out.are_any(local):
+                    self._ask_for_what_was_taken_out()
+                asked = set(self._taken_out.keys)
                 if is_rewritten:
                     self.config = parser.parse_args(local)
                 else:
@@ -1428,6 +1428,7 @@ class LaminLightningCLI(LightningCLI):
             saver = combined_with_ours(chosen)(*args, **kwargs)
             saver.key_defaults = self._checkpoint_arguments()
             saver.is_of_resumption = self._resumption is not None
+            saver.variables = self._taken_out.variables
             self._config_saver = saver
             return saver
 
@@ -1580,6 +1581,18 @@ class LaminLightningCLI(LightningCLI):
             )
             connect = [f"{ENVIRONMENT_VARIABLE}={self._tracked.slug}"] if elsewhere else []
             ending.commands["load it"] = [*connect, "python", "-c", code]
+
+
+@contextmanager
+def _with_variables() -> Iterator[None]:
+    """Report an environment variable that a config names, and that is not set, as a mistake."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] != "omegaconf":
+            raise
+        key = getattr(error, "full_key", None) or "a config"
+        raise UsageError(f"{key}: {first_line(error)}. Set it, or give a value.") from error
 
 
 def _is_of_lightning(error: BaseException) -> bool:

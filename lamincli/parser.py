@@ -52,7 +52,9 @@ class LaminArgumentParser(LightningArgumentParser):
     def _load_config_parser_mode(
         self, content: str, path: Any = "", *args: Any, **kwargs: Any
     ) -> Namespace:
-        content = without_placeholders(content, path, not self._is_subcommand_parser())
+        is_resolved = self.parser_mode.startswith("omegaconf")
+        has_sections = not self._is_subcommand_parser()
+        content = without_placeholders(content, path, has_sections, is_resolved)
         return super()._load_config_parser_mode(content, path, *args, **kwargs)
 
     def _is_subcommand_parser(self) -> bool:

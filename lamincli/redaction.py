@@ -65,6 +65,8 @@ def redact(value: Any, key: str = "") -> Any:
     Returns:
         The same structure; secrets are replaced by `REDACTED`, everything else is equal.
     """
+    if isinstance(value, str) and re.fullmatch(r"\$\{[^{}]*\}", value):  # names a variable
+        return value
     secret = is_secret_key(key)
     if isinstance(value, dict):
         named = next((value[k] for k in ("name", "key") if isinstance(value.get(k), str)), "")
@@ -84,8 +86,7 @@ def redact(value: Any, key: str = "") -> Any:
 def redacted_keys(value: Any) -> list[str]:
     """Return the dotted paths of the values that were taken out of a nested value, in order.
 
-    Items of lists are counted from zero: ``data.init_args.headers.0.value``. A key that was taken
-    out is named as it stands there.
+    Items of lists are counted from zero: ``data.init_args.headers.0.value``.
     """
     if isinstance(value, str):
         return [""] if REDACTED in value else []
@@ -95,11 +96,7 @@ def redacted_keys(value: Any) -> list[str]:
         items = enumerate(value)
     else:
         return []
-    below = (
-        (str(key), path)
-        for key, item in items
-        for path in ([""] if REDACTED in str(key) else redacted_keys(item))
-    )
+    below = ((str(key), path) for key, item in items for path in redacted_keys(item))
     return [f"{key}.{path}" if path else key for key, path in below]
 
 

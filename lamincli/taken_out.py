@@ -6,6 +6,7 @@ the command line, a later config nor the environment gives is asked for by name.
 """
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,11 +16,13 @@ from typing import Any
 
 import yaml
 
+from lamincli.differences import leaves
 from lamincli.options import options_in
-from lamincli.redaction import REDACTED, redacted_keys
+from lamincli.redaction import REDACTED, redact, redacted_keys
 
 _CLASS = "class_path"
 _ARGUMENTS = ("init_args", "dict_kwargs")
+_VARIABLE = re.compile(r"\$\{oc\.env:(\w+)\}")  # of OmegaConf; one with a default may hold a secret
 _NOTHING = object()
 
 
@@ -33,6 +36,8 @@ class TakenOut:
         keys: The keys of what was taken out, with what the config is called.
         sectioned: Those that begin with a stage, for the config was given before that.
         classes: The classes whose arguments some of them are, by the key of the class.
+        variables: What stands in a config for the value of an environment variable, by its key,
+            where the parser resolves it.
     """
 
     of: dict[str, str] = field(default_factory=dict)
@@ -40,6 +45,7 @@ class TakenOut:
     keys: dict[str, str] = field(default_factory=dict)
     sectioned: set[str] = field(default_factory=set)
     classes: dict[str, str] = field(default_factory=dict)
+    variables: dict[str, str] = field(default_factory=dict)
 
     @contextmanager
     def noted(self) -> Iterator[None]:
@@ -148,19 +154,55 @@ class TakenOut:
             return None
         return yaml.MappingNode(node.tag, pairs, flow_style=node.flow_style)
 
+    def note_variables(self, content: str, has_sections: bool) -> None:
+        """Note the values of a config that are those of environment variables."""
+        try:
+            found = leaves(yaml.safe_load(content))
+        except yaml.YAMLError:
+            return
+        for key, value in found:
+            if isinstance(value, str) and _VARIABLE.fullmatch(value):
+                self.variables[key.partition(".")[2] if has_sections else key] = value
+
+
+def with_variables(text: str, variables: Mapping[str, str]) -> str:
+    """Return the text of a config that names environment variables where it was given them.
+
+    So a published config says where a secret is, and nothing has to be taken out.
+
+    Args:
+        text: The resolved config.
+        variables: As in `TakenOut`.
+    """
+    content = yaml.safe_load(text) if variables else None
+    is_changed = False
+    for key in redacted_keys(redact(content)):
+        *above, last = key.split(".")
+        said = _VARIABLE.fullmatch(variables.get(key, ""))
+        place = _value(content, above)
+        if said and isinstance(place, dict) and place[last] == os.environ.get(said[1]):
+            place[last] = said[0]
+            is_changed = True
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True) if is_changed else text
+
 
 _noting: ContextVar[TakenOut | None] = ContextVar("_noting", default=None)
 
 
-def without_placeholders(content: str, path: str | os.PathLike[str], has_sections: bool) -> str:
+def without_placeholders(
+    content: str, path: str | os.PathLike[str], has_sections: bool, has_variables: bool = False
+) -> str:
     """Return the text of a config that is parsed just now, without what was taken out of it.
 
     Args:
         content: The text.
         path: Its file, if it has one.
         has_sections: Whether the options of each stage are a section of it.
+        has_variables: Whether the parser resolves what stands for environment variables.
     """
     noting = _noting.get()
+    if noting is not None and has_variables and "${" in content:
+        noting.note_variables(content, has_sections)
     if noting is None or REDACTED not in content:
         return content
     return noting.leave_out(content, path, has_sections)
@@ -168,17 +210,23 @@ def without_placeholders(content: str, path: str | os.PathLike[str], has_section
 
 def mistakes_in(config: Mapping[str, Any]) -> list[str]:
     """Name the placeholders in a parsed config, of which nothing may be made."""
-    named = dict.fromkeys(_nameable(key) for key in redacted_keys(config))
     return [
         f"{key} holds {REDACTED}, which stands for what was taken out of a published copy. "
         f"Give it: --{key} VALUE"
-        for key in named
+        for key in dict.fromkeys([*redacted_keys(config), *_with_redacted_names(config)])
     ]
 
 
-def _nameable(key: str) -> str:
-    """Return the part of a key that can be typed: what is below may be called by a secret."""
-    return key.partition(REDACTED)[0].rstrip(".") if REDACTED in key else key
+def _with_redacted_names(value: Any, key: str = "") -> Iterator[str]:
+    """Yield the keys of mappings in which a name was taken out, with which none can be named."""
+    if isinstance(value, Mapping):
+        if any(REDACTED in str(name) for name in value):
+            yield key
+        for name, item in value.items():
+            yield from _with_redacted_names(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, (list, tuple)):
+        for i, item in enumerate(value):
+            yield from _with_redacted_names(item, f"{key}.{i}")
 
 
 def _is_in_list(key: str) -> bool:

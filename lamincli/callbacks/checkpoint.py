@@ -7,7 +7,7 @@ import os
 import time
 import traceback
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
@@ -39,6 +39,7 @@ from lamincli.registry.lamin import LaminRegistry
 from lamincli.registry.outages import asking, give_back_connections
 from lamincli.spool import Job
 from lamincli.spool.index import FOLDER_NAME, index_folder
+from lamincli.taken_out import with_variables
 from lamincli.tracking import adopt_from_parent
 
 _KINDS = {
@@ -107,6 +108,7 @@ class Checkpoint(GoesOn, ll.Checkpoint):
     _feature_uids: dict[str, str] | None = None
     _storage_uid: str = ""
     _are_run_features_spooled: bool = False
+    _variables: Mapping[str, str] = {}  # of the config, as in `TakenOut`
     _knows_names_only: bool = False  # of the features, for LaminDB could not be asked
     _attempt: int = 0  # how many attempts of the run were before
     _order: int = order.UNNUMBERED  # of the last save
@@ -423,7 +425,7 @@ class Checkpoint(GoesOn, ll.Checkpoint):
             self._add(trainer, job)
 
     def _add(self, trainer: pl.Trainer, job: Job, filepath: Path | str = "") -> None:
-        self._publisher_for(trainer).add(job, *_to_pin(job, filepath), owner=self)
+        self._publisher_for(trainer).add(job, *self._to_pin(job, filepath), owner=self)
 
     def _publisher_for(self, trainer: pl.Trainer) -> Publisher:
         limit = self._spool_limit_gb
@@ -503,16 +505,28 @@ class Checkpoint(GoesOn, ll.Checkpoint):
         self, trainer: pl.Trainer, path: Path, kind: Literal["config", "hparams"]
     ) -> Any:
         job = self._job("save", trainer, path, kind)
-        if kind == "config" and redact_config(text := path.read_text()) != text:
+        if kind == "config" and self._copy_of(text := path.read_text()) != text:
             job = replace(job, notes={originals.NOTE: originals.note_of(path, text, job.run)})
         if not self._persists_by_itself(f"save_{kind}_artifact"):
             self._add(trainer, job, path)
             return None
         return self._publish_now(trainer, job, path)
 
+    def _to_pin(self, job: Job, filepath: Path | str) -> tuple[Path | None, str | None]:
+        """Return the file of a job and, where its text is cleaned before, that text."""
+        if not filepath or job.is_in_place:
+            return None, None
+        path = Path(filepath)
+        is_text = job.kind in ("config", "hparams")
+        return path, self._copy_of(path.read_text()) if is_text else None
+
+    def _copy_of(self, text: str) -> str:
+        """Return what is published of a config."""
+        return redact_config(with_variables(text, self._variables))
+
     def _publish_now(self, trainer: pl.Trainer, job: Job, filepath: Path | str) -> Any:
         publisher = self._publisher_for(trainer)
-        artifact = publisher.publish(job, *_to_pin(job, filepath), owner=self)
+        artifact = publisher.publish(job, *self._to_pin(job, filepath), owner=self)
         self._tell(trainer)
         return artifact
 
@@ -688,15 +702,6 @@ def _default_storage() -> str:
     instance = ln.setup.settings.instance
     is_local = instance.keep_artifacts_local and instance._local_storage is not None
     return str((instance.local_storage if is_local else instance.storage).uid)
-
-
-def _to_pin(job: Job, filepath: Path | str) -> tuple[Path | None, str | None]:
-    """Return the file of a job and, where its text is cleaned before it is published, that text."""
-    if not filepath or job.is_in_place:
-        return None, None
-    path = Path(filepath)
-    is_text = job.kind in ("config", "hparams")
-    return path, redact_config(path.read_text()) if is_text else None
 
 
 @cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -41,6 +41,9 @@ class SaveConfigCallback(ll.SaveConfigCallback):
 
     is_of_resumption: bool = False
     """The run goes on: its config is replaced by one with which the checkpoint could be loaded."""
+
+    variables: Mapping[str, str] = {}
+    """What the config says instead of the values of environment variables, as in `TakenOut`."""
 
     # Arguments for the callback that derives the key where the trainer has no checkpoint callback.
     key_defaults: dict[str, Any] = {}  # noqa: RUF012  never changed in place
@@ -119,6 +122,8 @@ class SaveConfigCallback(ll.SaveConfigCallback):
         publisher = self._get_artifact_checkpoint_callback(trainer)
         if publisher is None:
             publisher = self.publisher = Checkpoint(**self.key_defaults)
+        if isinstance(publisher, Checkpoint):
+            publisher._variables = self.variables
         publisher.save_config_artifact(trainer, config_path)
         self.key = publisher.resolve_artifact_key(trainer, config_path, "config")
 

@@ -267,6 +267,29 @@ def test_environment_gives_what_was_taken_out(train, stopped, refused, monkeypat
     assert given_to(cli.model) == GIVEN
 
 
+@pytest.mark.parametrize("mode", ["omegaconf", "omegaconf+"])
+def test_published_config_says_which_variable_it_was(train, refused, project, monkeypatch, mode):
+    """The parser of the project resolves variables, and knows nothing of them in the end."""
+    (project / "c.yaml").write_text("model: {api_key: '${oc.env:HUB_KEY}', db: '${oc.env:HUB_DB}'}")
+    resolving = {"parser_kwargs": {"fit": {"parser_mode": mode}, "parser_mode": mode}}
+    monkeypatch.setenv("HUB_KEY", KEY)
+    assert "Environment variable 'HUB_DB' not found" in refused(
+        "fit", "--config=c.yaml", **resolving
+    )
+    monkeypatch.setenv("HUB_DB", "no secret")
+    words = ["--config=c.yaml", "--model.hub.token=t"]
+    run = train("fit", *words, **resolving, **SECRET).lamin_run
+    copy = yaml.safe_load(published(run).path.read_text())["model"]
+    assert copy["api_key"] == "${oc.env:HUB_KEY}"
+    assert copy["db"] == "no secret", "what is no secret is what it was"
+    assert copy["hub"] == {"token": REDACTED}
+    words = ["fit", f"--config=lamin:run/{run.uid}/config", "--model.hub.token=t"]
+    monkeypatch.setenv("HUB_KEY", "another")
+    assert train(*words, **resolving, **SECRET).model.hparams["api_key"] == KEY, "as it was given"
+    only_copy(run)
+    assert train(*words, **resolving, **SECRET).model.hparams["api_key"] == "another"
+
+
 @pytest.mark.parametrize("stage", ["fit", "test"])
 def test_copy_of_a_published_config_is_asked_for(train, stopped, project, refused, stage):
     run = stopped()

@@ -141,4 +141,4 @@ def test_placeholders_in_any_place_of_a_config_are_named():
     config = {
         "a": [1, {"b": REDACTED}], "c": f"x{REDACTED}", "d": {REDACTED: 1}, "e": None, "f": (REDACTED,),
     }  # fmt: skip
-    assert [mistake.split(" ")[0] for mistake in mistakes_in(config)] == ["a.1.b", "c", "d", "f.0"]
+    assert [mistake.split(" ")[0] for mistake in mistakes_in(config)] == ["a.1.b", "c", "f.0", "d"]
