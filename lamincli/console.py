@@ -318,7 +318,10 @@ class _Stream:
                 self._stream.flush()
 
     def isatty(self) -> bool:
-        return self._stream is not None and not self._stream.closed and self._stream.isatty()
+        try:
+            return self._stream is not None and bool(self._stream.isatty())
+        except (OSError, ValueError, AttributeError):  # closed, or somebody's replacement
+            return False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
