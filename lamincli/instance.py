@@ -205,7 +205,7 @@ def _check_is_there(instance: Any) -> None:
     if not is_there:
         raise InstanceError(
             f"LaminDB instance {instance.slug} is gone: there is no database in {folder}. Restore "
-            f"the folder, or start a new instance there with --lamin.instance {_relative(folder)}."
+            f"the folder, or start a new instance there with --lamin.instance {_as_option(folder)}"
         )
 
 
@@ -315,7 +315,10 @@ def _creating(folder: Path) -> AbstractContextManager[None]:
 
 
 def _names_a_folder(instance: str) -> bool:
-    return instance.startswith((".", "/", "~", os.sep)) or Path(instance).is_dir()
+    if instance.startswith((".", "/", "~", os.sep)) or Path(instance).is_dir():
+        return True
+    # As its folder is called by default, and where that is gone.
+    return instance == str(DEFAULT_FOLDER) and not any(s.name == instance for s in _stored())
 
 
 def _connect_folder(folder: Path, create: bool) -> str:
@@ -524,6 +527,11 @@ def _activate(instance: Any) -> None:
         raise InstanceError(f"LaminDB instance {instance.slug} cannot be loaded: {reason}.")
     settings._branch = settings._space = None
     register_user(settings.user, update_user=False)
+
+
+def _as_option(folder: Path) -> str:
+    text = _relative(folder)
+    return text if os.path.isabs(text) or text == str(DEFAULT_FOLDER) else os.path.join(".", text)
 
 
 def _relative(folder: Path) -> str:
