@@ -95,7 +95,7 @@ from lamincli.resume import (
     forget,
     remember,
 )
-from lamincli.spool import left_behind
+from lamincli.spool import left_behind, spools_in
 from lamincli.taken_out import TakenOut, mistakes_in
 
 if TYPE_CHECKING:
@@ -336,7 +336,7 @@ class LaminLightningCLI(LightningCLI):
         """Begin the run; returns what the other ranks need to know of it."""
         from lamincli.source import find_source
 
-        left = left_behind()
+        left = left_behind(spools_in(Path.cwd()))
         if self._resumption is not None:  # it publishes what it has left itself
             left = {f: n for f, n in left.items() if f.name != self._resumption.run.uid}
         if left:
@@ -347,7 +347,7 @@ class LaminLightningCLI(LightningCLI):
             )
         slug = self._lamindb.connect(options.instance)
         if self._follows is not None and not self._lamindb.why_away:
-            begin_what_waits(slug)
+            begin_what_waits()
         from lamincli import tracking
 
         ckpt_path = self._get(self.config, "ckpt_path")

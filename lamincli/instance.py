@@ -10,7 +10,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -185,23 +185,89 @@ def _is_complete(folder: Path) -> bool:
 
 
 def _check_is_there(instance: Any) -> None:
+    """Make sure that a local instance has its database, before SQLite makes an empty one.
+
+    Raises:
+        InstanceError: It has none.
+    """
+    from lamindb_setup import settings
+
     if instance.dialect != "sqlite" or instance.storage.type_is_cloud:
         return
     folder = Path(instance.storage.root_as_str)
-    if "lamindb" in sys.modules:  # then the default storage may have been switched to another one
+    if "lamindb" in sys.modules and instance is settings.instance:
+        # Then the default storage may have been switched to another one.
         from django.db import connection
 
         folder = Path(connection.settings_dict["NAME"]).parents[1]
     with _creating(folder):  # another training may be at it
         is_there = _is_complete(folder)
     if not is_there:
-        for empty in (folder / ".lamindb", folder):  # made by asking for it
-            with suppress(OSError):
-                empty.rmdir()
         raise InstanceError(
             f"LaminDB instance {instance.slug} is gone: there is no database in {folder}. Restore "
-            f"the folder, or start a new instance there with --lamin.instance {_relative(folder)}."
+            f"the folder, or start a new instance there with --lamin.instance {_as_option(folder)}"
         )
+
+
+def find_near(place: Path, instance_id: str, before: Iterable[Path] = ()) -> Path | None:
+    """Return the folder of a local instance that has moved with a project, or was copied with it.
+
+    It lies where it lay as seen from the place before, in the folder of the project, or in one
+    around it; or it has not moved. Nothing is made, and no database is opened.
+
+    Args:
+        place: A folder of the project.
+        instance_id: The id of the instance, in hexadecimal, which its mark has too.
+        before: Where `place` was, or is, as far as that is known.
+    """
+    roots = list(map(Path, _roots_of(instance_id)))
+    moved = [
+        Path(os.path.normpath(place / os.path.relpath(root, old)))
+        for root in roots for old in before
+    ]  # fmt: skip
+    found = [*(folder for folder in moved if folder not in roots), place / DEFAULT_FOLDER, *roots]
+    found += [*(around / DEFAULT_FOLDER for around in place.parents), *_children(place)]
+    return next((folder for folder in found if _has_id(folder, instance_id)), None)
+
+
+def is_remote(slug: str) -> bool:
+    """Tell whether an instance is known here as one whose database is no local file."""
+    return any(
+        f"{store.owner}/{store.name}" == slug
+        and ("://" in store.storage_root or str(store.db).startswith("postgres"))
+        for store in _stored()
+    )
+
+
+def is_same(slug: str) -> bool:
+    """Tell whether an instance is the connected one, whose name may be another since it moved."""
+    from lamindb_setup import settings
+
+    if slug == settings.instance.slug:
+        return True
+    instance_id = settings.instance._id.hex
+    known = {f"{store.owner}/{store.name}": store.id for store in _stored()}
+    if slug in known:
+        return bool(known[slug] == instance_id)
+    folder = Path(settings.instance.storage.root_as_str)
+    return _has_id(folder, instance_id) and _mark_of(folder).get("instance_slug") == slug
+
+
+def _children(place: Path) -> list[Path]:
+    with suppress(OSError):
+        return sorted(mark.parents[1] for mark in place.glob(f"*/{_MARK}"))
+    return []
+
+
+def _has_id(folder: Path, instance_id: str) -> bool:
+    with suppress(OSError, ValueError, KeyError):
+        return _is_complete(folder) and UUID(_mark_of(folder)["instance_id"]).hex == instance_id
+    return False
+
+
+def _roots_of(instance_id: str) -> list[str]:
+    roots = [store.storage_root for store in _stored() if store.id == instance_id]
+    return [root for root in roots if "://" not in root]
 
 
 def _check_is_known(folder: Path) -> None:
@@ -223,12 +289,17 @@ def _check_is_known(folder: Path) -> None:
 
 def _known_ids() -> set[str]:
     """Return the ids of the instances that this user has used on this machine."""
+    return {store.id for store in _stored()}
+
+
+def _stored() -> list[Any]:
+    """Return what is kept of the instances that this user has used on this machine."""
     from lamindb_setup.core._settings_store import InstanceSettingsStore, settings_dir
 
-    known = set()
+    known = []
     for file in settings_dir.glob("instance--*--*.env"):
         with suppress(ValueError, KeyError, TypeError, OSError):  # of another version, or torn
-            known.add(InstanceSettingsStore.from_env_file(file, "lamindb_instance_").id)
+            known.append(InstanceSettingsStore.from_env_file(file, "lamindb_instance_"))
     return known
 
 
@@ -244,7 +315,10 @@ def _creating(folder: Path) -> AbstractContextManager[None]:
 
 
 def _names_a_folder(instance: str) -> bool:
-    return instance.startswith((".", "/", "~", os.sep)) or Path(instance).is_dir()
+    if instance.startswith((".", "/", "~", os.sep)) or Path(instance).is_dir():
+        return True
+    # As its folder is called by default, and where that is gone.
+    return instance == str(DEFAULT_FOLDER) and not any(s.name == instance for s in _stored())
 
 
 def _connect_folder(folder: Path, create: bool) -> str:
@@ -357,11 +431,8 @@ def _is_moved_or_copied() -> bool:
     from lamindb_setup import settings
 
     here = DEFAULT_FOLDER.absolute()
-    return (
-        (here / _DATABASE).exists()
-        and f"instance_slug={settings.instance.slug}" in (here / _MARK).read_text().splitlines()
-        and settings.instance.storage.root_as_str != here.as_posix()
-    )
+    is_its_place = settings.instance.storage.root_as_str == here.as_posix()
+    return not is_its_place and _has_id(here, settings.instance._id.hex)
 
 
 def _connect_slug(identifier: str) -> str:
@@ -374,6 +445,7 @@ def _connect_slug(identifier: str) -> str:
     owner, name = _owner_and_name(identifier)
     slug = f"{owner}/{name}"
     if settings.is_configured and settings.instance.slug == slug:
+        _check_is_there(settings.instance)
         import lamindb  # noqa: F401  connects on import
 
         return slug
@@ -394,6 +466,7 @@ def _connect_slug(identifier: str) -> str:
             ) from error
         warn_unreachable(error)
         instance = load_instance_settings(cached)
+    _check_is_there(instance)
     _activate(instance)
     return slug
 
@@ -454,6 +527,11 @@ def _activate(instance: Any) -> None:
         raise InstanceError(f"LaminDB instance {instance.slug} cannot be loaded: {reason}.")
     settings._branch = settings._space = None
     register_user(settings.user, update_user=False)
+
+
+def _as_option(folder: Path) -> str:
+    text = _relative(folder)
+    return text if os.path.isabs(text) or text == str(DEFAULT_FOLDER) else os.path.join(".", text)
 
 
 def _relative(folder: Path) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 from lamincli import checkpoint_file, console, order, originals, slurm
 from lamincli.errors import LaminReferenceError, UnreachableError, UsageError, first_line
+from lamincli.instance import is_same
 from lamincli.memory import KnownJob, forget_job, recall_job
 from lamincli.offline import beginning_in, is_stand_in, spools_of_runs, stand_in
 from lamincli.process import ProcessIdentity, fit_number, is_restarted, job_id
@@ -154,7 +155,7 @@ def find(word: str, slug: str, of_folder: bool = True) -> Resumption | None:
     if word == LATEST:  # never that of a colleague, whose record it would change
         runs = runs.filter(created_by__uid=ln.setup.settings.user.uid)
     _tell_of_foreign(spools_of_runs().values())
-    begin_what_waits(slug)
+    begin_what_waits()
     if word == AUTO:
         run = _of_this_job(runs, slug, of_folder)
     else:
@@ -237,7 +238,7 @@ def _tell_of_foreign(folders: Iterable[Path]) -> None:
             )
 
 
-def begin_what_waits(slug: str) -> None:
+def begin_what_waits() -> None:
     """Let runs that began without LaminDB begin there now, so that they are found there.
 
     One that cannot is left to `sync`, which says what is to be done about it.
@@ -251,7 +252,7 @@ def begin_what_waits(slug: str) -> None:
     began = [(job, folder) for folder in spools_of_runs().values() if (job := beginning_in(folder))]
     for begin, folder in sorted(began, key=lambda one: order.of_beginning(one[0].notes)):
         spool = Spool(folder)
-        if begin.instance != slug or not spool.lock.acquire():
+        if not is_same(begin.instance) or not spool.lock.acquire():
             continue
         registry = LaminRegistry()
         try:
@@ -352,7 +353,7 @@ def _of_this_job(runs: Any, slug: str, of_folder: bool) -> Any:
         run = next(iter(same + others), None)
     if run is None and of_folder and RUN_FILE.exists():
         uid, instance = _noted_in_folder()
-        run = runs.filter(uid=uid).first() if instance == slug else None
+        run = runs.filter(uid=uid).first() if is_same(instance) else None
         if run is None:
             raise UsageError(
                 f"{RUN_FILE.absolute()} names run {uid} in {instance}, and {slug} has no such run. "

@@ -1,14 +1,16 @@
 """``lamin-train doctor``: is everything in place, and are all runs closed that have ended?"""
 
 import platform
+import shlex
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from lamincli import __version__, console
 from lamincli.errors import InstanceError
 from lamincli.instance import DEFAULT_FOLDER, connected
-from lamincli.spool import Spool, left_behind
+from lamincli.spool import Spool, left_behind, missing_spools, spools_below
 
 TESTED = {"lightning": "2.6.6", "jsonargparse": "4.53.0", "lamindb": "2.12.1", "torch": "2.13.0"}
 """The versions that the tests run with; of another minor version, nothing is known."""
@@ -67,15 +69,23 @@ def _check_instance(instance: str | None) -> int:
 
 
 def _tell_of_spools() -> None:
-    left = left_behind()
+    left = left_behind(spools_below(Path.cwd()))
     for folder, jobs in left.items():
         console.warn(f"{jobs} job{'s' * (jobs > 1)} not published: {folder}")
         for name, job, reason in Spool(folder).parked_jobs():
             cause = reason.splitlines()[-1]
             console.warn(f"  set aside: {job.local_path if job else name}: {cause}")
+    found = {folder.name for folder in left}
+    missing = [folder for folder in missing_spools() if folder.name not in found]
+    for folder in missing:
+        console.warn(
+            f"{folder} is not there now, and may have jobs that are not published. If its project "
+            "has moved, run lamin-train sync in it; if it is gone for ever: "
+            f"lamin-train sync --discard {shlex.quote(str(folder))}"
+        )
     if left:
         console.say("publish them with: lamin-train sync")
-    else:
+    elif not missing:
         console.say("nothing waits to be published")
 
 

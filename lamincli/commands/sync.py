@@ -10,9 +10,9 @@ from pathlib import Path
 from lamincli import console, order
 from lamincli.console import one_line
 from lamincli.errors import InstanceError, first_line
-from lamincli.instance import DEFAULT_FOLDER, connected
+from lamincli.instance import DEFAULT_FOLDER, connected, find_near, is_remote
 from lamincli.publisher import Publisher
-from lamincli.spool import Entry, Job, Spool, known_spools, spools_below
+from lamincli.spool import Entry, Job, Spool, known_spools, missing_spools, places_of, spools_below
 from lamincli.spool.lock import SILENT_S
 
 _PATIENCE_S = SILENT_S + 15.0
@@ -61,6 +61,10 @@ def main(words: Sequence[str]) -> int:
         if getattr(options, name) and options.folder is None:
             console.fail(f"--{name} needs a folder: lamin-train sync FOLDER --{name}")
             return 2
+    if options.discard and (gone := Path(os.path.abspath(options.folder))) in missing_spools():
+        Spool(gone).discard()
+        console.say(f"{gone} is forgotten")
+        return 0
     if options.folder is not None and not options.folder.is_dir():
         console.fail(f"There is no folder {options.folder}.")
         return 2
@@ -237,7 +241,7 @@ def _publish_taken(spool: Spool) -> tuple[int, int]:
         return left, left
     first = jobs[0]
     try:
-        with _connected(spool, first.instance) as slug:
+        with _connected(spool, first) as slug:
             done = _publish_into(spool, first, slug)
     except Exception as error:  # of one spool; the others are published all the same
         left = _left(spool)
@@ -255,14 +259,22 @@ def _publish_taken(spool: Spool) -> tuple[int, int]:
 
 
 @contextmanager
-def _connected(spool: Spool, instance: str) -> Iterator[str]:
-    """Connect the instance of a job: a local one also if only another home knows it, by name."""
-    beside = spool.folder.parents[1] / DEFAULT_FOLDER
+def _connected(spool: Spool, job: Job) -> Iterator[str]:
+    """Connect the instance of a job, that which lies with the project first: it has moved with it.
+
+    A local one is also connected if only another home knows it by its name.
+    """
+    places = [place.parents[1] for place in places_of(spool.folder.name)]
+    near = None
+    if job.instance_id and not is_remote(job.instance):
+        near = find_near(spool.project, job.instance_id, places)
+    beside = spool.project / DEFAULT_FOLDER
     with ExitStack() as stack:
         try:
+            instance = job.instance if near is None else str(near)
             slug = stack.enter_context(connected(instance, create=False))
         except InstanceError:
-            if not beside.is_dir():
+            if near is not None or not beside.is_dir():
                 raise
             slug = stack.enter_context(connected(str(beside), create=False))
         yield slug

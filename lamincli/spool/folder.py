@@ -8,7 +8,7 @@ import re
 import shutil
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -634,10 +634,14 @@ def _stem(name: str) -> str:
     return name.split(".")[0]
 
 
-def left_behind() -> dict[Path, int]:
-    """Return the spools of this user on this machine that no process serves, and their jobs."""
+def left_behind(others: Iterable[Path] = ()) -> dict[Path, int]:
+    """Return the spools that no process serves, and their jobs.
+
+    Args:
+        others: Spools beside those that this user is known to have on this machine.
+    """
     left = {}
-    for folder in index.known_spools():
+    for folder in dict.fromkeys([*index.known_spools(), *map(Path, map(os.path.abspath, others))]):
         spool = Spool(folder)
         with contextlib.suppress(OSError):  # an old one, on a disk that is read-only or away
             jobs = len(spool.pending()) + len(spool.names(spool.parked))

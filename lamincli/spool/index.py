@@ -33,9 +33,12 @@ def remember(spool: Path) -> None:
 
 
 def forget(spool: Path) -> None:
-    """Forget a spool that is empty."""
+    """Forget a spool that is empty, and where it lay before its project was moved."""
     with contextlib.suppress(OSError):
         _link(spool).unlink(missing_ok=True)
+        for place in missing_spools():
+            if place.name == spool.name:
+                _link(place).unlink(missing_ok=True)
         index_folder().rmdir()
 
 
@@ -54,6 +57,30 @@ def known_spools() -> list[Path]:
                 # Its project is there, its spool is not. A folder not mounted now stays listed.
                 link.unlink(missing_ok=True)
     return found
+
+
+def missing_spools() -> list[Path]:
+    """Return the spools that are not where they were: moved with their project, or not mounted."""
+    return [place for place in _noted() if not place.exists()]
+
+
+def places_of(name: str) -> list[Path]:
+    """Return where spools of this name are, or were."""
+    return [place for place in _noted() if place.name == name]
+
+
+def _noted() -> list[Path]:
+    with contextlib.suppress(OSError):
+        links = sorted(index_folder().iterdir())
+        return [Path(os.readlink(link)) for link in links if link.is_symlink()]
+    return []
+
+
+def spools_in(project: Path) -> list[Path]:
+    """Return the spools of a project, without looking for them below it."""
+    with contextlib.suppress(OSError):
+        return sorted(path for path in (project / FOLDER_NAME).iterdir() if path.is_dir())
+    return []
 
 
 def spools_below(folder: Path) -> Iterator[Path]:
