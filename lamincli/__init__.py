@@ -52,6 +52,8 @@ def __getattr__(name: str) -> Any:
     """Import a public name from the module that defines it."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "LaminLightningCLI":  # before torch is imported: that takes seconds
+        import_module("lamincli.loaded").keep()
     value = getattr(import_module(_HOME[name]), name)
     globals()[name] = value
     return value

@@ -52,6 +52,7 @@ from lamincli.instance import (
     ENVIRONMENT_VARIABLE,
 )
 from lamincli.keys import mistakes_in_paths
+from lamincli.loaded import keep as keep_sources
 from lamincli.options import (
     CheckpointOptions,
     FeatureOptions,
@@ -95,6 +96,7 @@ from lamincli.resume import (
     forget,
     remember,
 )
+from lamincli.source import find_source
 from lamincli.spool import left_behind, spools_in
 from lamincli.taken_out import TakenOut, mistakes_in
 
@@ -177,6 +179,7 @@ class LaminLightningCLI(LightningCLI):
         auto_configure_optimizers: bool = True,
         load_from_checkpoint_support: bool = True,
     ) -> None:
+        keep_sources()
         arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         attributes = dict(vars(self))
         self._args = args
@@ -334,8 +337,6 @@ class LaminLightningCLI(LightningCLI):
 
     def _begin_run(self, options: LaminOptions) -> dict[str, str | None]:
         """Begin the run; returns what the other ranks need to know of it."""
-        from lamincli.source import find_source
-
         left = left_behind(spools_in(Path.cwd()))
         if self._resumption is not None:  # it publishes what it has left itself
             left = {f: n for f, n in left.items() if f.name != self._resumption.run.uid}
@@ -998,6 +999,8 @@ class LaminLightningCLI(LightningCLI):
         What the user gives wins over the hyper-parameters, and is told where it differs.
         """
         self.subcommand = self.config.get("subcommand")
+        keep_sources()  # of the classes that the config names; what follows may take long
+        find_source(self._chosen_model())
         if self._lamin_options().offline:
             self._lamindb.is_offline = True
             self._get_config()["lamin"]["offline"] = False  # no part of what is trained

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lamincli.errors import first_line
+from lamincli.source import DOUBTS
 
 State = Literal["identical", "differs", "unknown"]
 
@@ -61,11 +62,15 @@ def code(
     if original is None or here is None:
         return Finding("code", "unknown", [f"the source of {name} is not recorded"])
     others = {p for p in {*modules} & {*modules_here} if not f"/{name}".endswith(f"/{p}")}
-    changed = sorted(path for path in others if modules[path] != modules_here[path])
+    unsure = sorted(p for p in {*modules, *modules_here} if _is_unsure(p, modules, modules_here))
+    changed = sorted(p for p in others - {*unsure} if modules[p] != modules_here[p])
     facts = [f"{path} is another than it was; only its hash is recorded" for path in changed]
+    open_ = [f"{path} was touched after it was loaded; what ran is not known" for path in unsure]
     if original == here:
         if facts:
-            return Finding("code", "differs", [f"{name} is the same", *facts])
+            return Finding("code", "differs", [f"{name} is the same", *facts, *open_])
+        if open_:
+            return Finding("code", "unknown", open_)
         also = f" and {len(others)} module{'s' * (len(others) > 1)} beside it" if others else ""
         return Finding("code", "identical", [f"{name}{also}"])
     lines = list(
@@ -78,7 +83,11 @@ def code(
         )
     )
     rest = [f"… {len(lines) - _DIFF_LINES} more lines"] if len(lines) > _DIFF_LINES else []
-    return Finding("code", "differs", [name, *lines[:_DIFF_LINES], *rest, *facts])
+    return Finding("code", "differs", [name, *lines[:_DIFF_LINES], *rest, *facts, *open_])
+
+
+def _is_unsure(path: str, *hashes: Mapping[str, str]) -> bool:
+    return any(one.get(path) in DOUBTS for one in hashes)
 
 
 def values(subject: str, original: Any, here: Any, same: str = "") -> Finding:

@@ -4,20 +4,20 @@ import contextlib
 import hashlib
 import inspect
 import sys
-import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-_NOT_THE_USER = {
-    "lamincli",
-    "lightning",
-    "jsonargparse",
-    "runpy",
-    "contextlib",
-}
-_STANDARD = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")}
+from lamincli import loaded
+from lamincli.loaded import CHANGED, NOT_THE_USER, UNKNOWN, Loaded
+
+DOUBTS = (CHANGED, UNKNOWN)
+"""In the place of a hash: the file has changed since it was loaded, or may have."""
+_CAVEAT = (
+    "# lamin-train: this file {was} changed after Python loaded it. What ran is not known; this\n"
+    "# is what the file held when the run began.\n\n"
+)
 _LAUNCHER_FOLDERS = (Path(__file__).parent, Path(sys.base_prefix))
 
 
@@ -29,12 +29,15 @@ class Source:
         path: The file, if there is one.
         key: Key of the transform, if it does not follow from the path: files of packages are
             called ``pypackages/<package>/<module>.py``, as lamindb calls them.
-        code: The source text where there is no file, as for a class in a notebook.
+        code: The source text as it was loaded; only this where there is no file, as for a class in
+            a notebook.
+        doubt: As in `Loaded`. If it is not empty, `code` says so, and holds what is there now.
     """
 
     path: Path | None = None
     key: str | None = None
     code: str | None = None
+    doubt: str = ""
 
 
 def find_source(model: Any) -> Source:
@@ -49,25 +52,18 @@ def find_source(model: Any) -> Source:
 def hashes_of_modules() -> dict[str, str]:
     """Return the hashes of the modules in the working folder that are imported, by their paths.
 
-    The source of a run is one file; this tells whether the project around it was the same.
+    The source of a run is one file; this tells whether the project around it was the same. Of one
+    that has changed since it was loaded, or may have, there is one of `DOUBTS` instead.
     """
     here = Path.cwd()
-    installed = [Path(path).resolve() for path in {sys.prefix, sys.base_prefix, *_STANDARD}]
-    hashes = {}
-    for name, module in list(sys.modules.items()):
-        # Modules are of any kind: some have no file, some are imported by being asked for it.
-        with contextlib.suppress(Exception):
-            file = module.__file__ or ""
-            if name.partition(".")[0] in _NOT_THE_USER or not file.endswith(".py"):
-                continue
-            # Before a path is made of it: there are thousands.
-            if "site-packages" in file or "dist-packages" in file:
-                continue
-            path = Path(file).resolve()
-            if path.is_relative_to(here) and not any(map(path.is_relative_to, installed)):
-                digest = hashlib.sha256(path.read_bytes()).hexdigest()
-                hashes[path.relative_to(here).as_posix()] = digest[:16]
-    return hashes
+    return {
+        one.path.relative_to(here).as_posix(): one.doubt or _digest(one)
+        for one in loaded.of_project()
+    }
+
+
+def _digest(one: Loaded) -> str:
+    return hashlib.sha256(one.content).hexdigest()[:16]
 
 
 def _script() -> Source | None:
@@ -75,7 +71,7 @@ def _script() -> Source | None:
     frames = []
     frame: FrameType | None = inspect.currentframe()
     while frame is not None:
-        if (module := frame.f_globals.get("__name__", "")).split(".")[0] not in _NOT_THE_USER:
+        if (module := frame.f_globals.get("__name__", "")).split(".")[0] not in NOT_THE_USER:
             frames.append((module, frame.f_code.co_filename))
         frame = frame.f_back
     # In `python train.py`, the script; else the caller, as in a console script of a package.
@@ -83,7 +79,8 @@ def _script() -> Source | None:
     scripts = [found for found in frames if found[0] == "__main__"]
     for module, filename in [*scripts, *frames[:1]]:
         path = Path(filename)
-        if path.suffix == ".py" and path.is_file() and not _is_launcher(module, path):
+        is_there = path.suffix == ".py" and (path.is_file() or loaded.is_known(module, path))
+        if is_there and not _is_launcher(module, path):
             return _source_of(module, path)
     return None
 
@@ -110,4 +107,8 @@ def _definition(model: Any) -> Source:
 def _source_of(module: str, path: Path) -> Source:
     in_package = "." in module
     key = f"pypackages/{module.replace('.', '/')}.py" if in_package else None
-    return Source(path=path.resolve(), key=key)
+    found = loaded.source(module, path)
+    text = found.text
+    if found.doubt:
+        text = _CAVEAT.format(was="was" if found.doubt == CHANGED else "may have been") + text
+    return Source(path=found.path, key=key, code=text, doubt=found.doubt)

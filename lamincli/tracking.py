@@ -7,6 +7,7 @@ parts of lamindb that make a run the current one; each is named in ``docs/design
 """
 
 import contextlib
+import hashlib
 import os
 import shutil
 import sys
@@ -37,6 +38,7 @@ from lamincli.errors import (
 )
 from lamincli.features import EXTRA_DATA_KEY, as_json, metric_values, strings_in
 from lamincli.instance import Target
+from lamincli.loaded import CHANGED
 from lamincli.log import RunLog
 from lamincli.offline import SpooledRun, next_number, spools_of_runs, stand_in, stand_in_for
 from lamincli.options import LaminOptions
@@ -57,7 +59,7 @@ from lamincli.registry import arrays, runs
 from lamincli.registry.lamin import LaminRegistry, how_to_create
 from lamincli.registry.outages import asking, give_back_connections
 from lamincli.registry.runs import Beginning, silent_lamindb
-from lamincli.source import Source, hashes_of_modules
+from lamincli.source import DOUBTS, Source, hashes_of_modules
 from lamincli.spool import Job, Spool, known_spools
 from lamincli.spool.index import FOLDER_NAME
 
@@ -411,6 +413,8 @@ def begin(
     uid = str(resumes.uid) if resumes is not None else base62_16()
     process = ProcessIdentity.current().to_dict()
     now = datetime.now(timezone.utc).isoformat()
+    code, modules = runs.source_of(source, place.target.slug), hashes_of_modules()
+    doubts = _doubts(source, modules)
     # Taken out, so that a training within this one is none.
     reproduced = os.environ.pop(REPRODUCES_VARIABLE, None)
     beginning = Beginning(
@@ -436,7 +440,8 @@ def begin(
             "program": started_program(),
             "hardware": hardware.describe(),
             "files": _hashes_of_files(params),
-            "modules": hashes_of_modules(),
+            "modules": modules,
+            **({"doubts": doubts} if doubts else {}),
             **({"reproduces": {"run": reproduced}} if reproduced else {}),
         },
         attempt={
@@ -444,11 +449,12 @@ def begin(
             "started_at": now,
             "command": command,
             "checkpoint": dict(checkpoint) if checkpoint else None,
+            "code": hashlib.sha256(code["code"].encode()).hexdigest()[:16],
         },
         references=dict(references or {}),
         used=dict(used or {}),
         goes_on=resumes is not None,
-        **runs.source_of(source, place.target.slug),
+        **code,
     )
     context_before = dict(vars(ln.context))
     try:
@@ -573,6 +579,19 @@ def _begin_in_spool(beginning: Beginning, place: Place, resumes: Any) -> Tracked
 
 def _short(path: Path) -> str:
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _doubts(source: Source, modules: Mapping[str, str]) -> dict[str, str]:
+    """Return the files of code that may not be what runs, with the doubt; tell what is certain."""
+    doubts = {path: digest for path, digest in modules.items() if digest in DOUBTS}
+    if source.doubt and source.path is not None:
+        doubts = {_short(source.path): source.doubt, **doubts}
+    if changed := [path for path, doubt in doubts.items() if doubt == CHANGED]:
+        console.warn(
+            f"{', '.join(changed)}: changed since Python loaded it, so the record cannot hold the "
+            "code that runs. It says so. Start again to run and record what is there now."
+        )
+    return doubts
 
 
 def _hashes_of_files(params: Mapping[str, Any]) -> dict[str, str]:

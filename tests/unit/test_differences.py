@@ -32,6 +32,16 @@ def test_code_names_other_modules_that_have_changed():
     assert d.code("a", "a", "m.py", was, was).facts == ["m.py and 2 modules beside it"]
 
 
+@pytest.mark.parametrize("doubt", ["changed", "unknown"])
+def test_module_of_which_nobody_knows_what_ran_is_not_the_same(doubt):
+    was, here = {"m.py": "1", "data.py": doubt}, {"m.py": "1", "data.py": doubt}
+    found = d.code("a", "a", "m.py", was, here)
+    assert found.state == "unknown"
+    assert found.facts == ["data.py was touched after it was loaded; what ran is not known"]
+    found = d.code("a", "a", "m.py", {**was, "x.py": "1"}, {**here, "x.py": "2"})
+    assert (found.state, len(found.facts)) == ("differs", 3)
+
+
 def test_code_shows_forty_lines_at_most():
     found = d.code("".join(f"{n}\n" for n in range(99)), "", "m.py", {}, {})
     assert len(found.facts) == 1 + 40 + 1

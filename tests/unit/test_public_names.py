@@ -64,18 +64,8 @@ def test_help_needs_no_lamindb():
 
 # Imports run one way: each room may import those before it.
 ROOMS = [
-    [
-        "errors",
-        "options",
-        "redaction",
-        "features",
-        "process",
-        "source",
-        "log",
-        "hub",
-        "console",
-    ],
-    ["endings", "order"],
+    ["errors", "options", "redaction", "features", "process", "loaded", "log", "hub", "console"],
+    ["source", "endings", "order"],
     ["folders"],
     [
         "hardware",
