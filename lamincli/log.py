@@ -22,6 +22,10 @@ from typing import Any, TextIO
 from lamincli import console
 from lamincli.console import visible
 
+_NAMES = "run_logs_*.txt"
+"""How logs are called, in the cache of LaminDB and by it, until they are the reports of runs."""
+_HEAD = re.compile(r"run (\w+) in (\S+)\n")
+_HEAD_CHARACTERS = 2000
 _CONTROL = re.compile(
     r"\x1b\[(?P<args>[0-9;?]*)(?P<command>[@-~])"  # cursor movement, erasing, colours
     r"|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)"  # window titles, links
@@ -180,6 +184,26 @@ class _Tee:
         traceback: TracebackType | None,
     ) -> None:
         self._stream.flush()
+
+
+def name_of(uid: str) -> str:
+    """Return what the file of a run's log is called."""
+    return _NAMES.replace("*", uid)
+
+
+def left_in(folder: Path) -> dict[str, Path]:
+    """Return the logs in a folder that are no reports yet, by the uids of their runs."""
+    before, after = _NAMES.split("*")
+    return {path.name[len(before) : -len(after)]: path for path in folder.glob(_NAMES)}
+
+
+def instances_of(logs: Iterable[Path]) -> set[str]:
+    """Return the instances, owner/name each, in which the runs of logs are."""
+    instances = set()
+    for path in logs:
+        with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as log:
+            instances |= {instance for _, instance in _HEAD.findall(log.read(_HEAD_CHARACTERS))}
+    return instances
 
 
 class RunLog:

@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import lamindb as ln
-from django.db import InterfaceError, OperationalError
+from django.db import InterfaceError, OperationalError, transaction
 from lamindb.base.types import RUN_STATUS_TO_CODE
 from lamindb.base.uids import base62_16
 
 from lamincli import __version__, console, hardware, slurm
+from lamincli.closing import finish_ends
 from lamincli.console import visible
 from lamincli.endings import Status
 from lamincli.errors import (
@@ -99,6 +100,7 @@ class TrackedRun:
         spooled: What is known of a run that is not in LaminDB yet.
         is_attempt: Whether that is one that goes on.
         is_task: Whether the array that this job is a task of counts on it.
+        attempt: When this attempt began, by which the list of attempts knows it.
     """
 
     record: Any
@@ -113,6 +115,7 @@ class TrackedRun:
     spooled: SpooledRun | None = None
     is_attempt: bool = False
     is_task: bool = False
+    attempt: str = ""
     used: Any = None
     earlier_log: str = ""
     _evaluated: dict[str, Any] = field(default_factory=dict, init=False)
@@ -336,6 +339,7 @@ class TrackedRun:
             instance = ln.setup.settings.instance
             folder, job = self.spool, Job("close", self.uid, instance.slug, instance._id.hex, "")
         notes = {"metrics": self._metrics, "evaluated": self._evaluated, "reason": reason}
+        notes["attempt"] = self.attempt
         job = replace(job, at=ended.isoformat(), status=status, notes=notes)
         _leave(folder, job, self._log_file())
 
@@ -468,6 +472,7 @@ def begin(
         raise
     if tracked.owned:
         tracked.context_before = context_before
+        tracked.attempt = beginning.attempt["started_at"]
         tracked.is_task = bool(array)
         _OWNED.add(tracked.uid)
         tracked.log = _open_log(tracked, command)
@@ -529,6 +534,7 @@ def _begin_in_registry(
     if options.auto_features:
         runs.ensure_lightning_features()
     close_gone_runs()
+    finish_ends()
     if outer is not None:
         beginning = replace(beginning, params=outer.params or beginning.params)
         tracked = TrackedRun(outer, slug, owned=False)
@@ -628,13 +634,16 @@ def _reopen(run: Any, slug: str, code: str) -> TrackedRun:
     ends = []
     for folder in known_spools():  # its earlier end is none any more
         spool = Spool(folder)
-        for name in spool.names() if folder.name == run.uid else ():
+        if folder.name != run.uid or not spool.lock.acquire():
+            continue  # whoever has it records the end of that attempt, and this one goes on
+        for name in spool.names():
             job = spool.look(spool.ready, name)
             if job is not None and job.action == "close":
                 if job.pin and not runs.log_path(run.uid).exists():
                     shutil.copyfile(spool.pin_of(job), runs.log_path(run.uid))
                 spool.drop(name)
                 ends.append((folder, replace(job, pin="", size_bytes=0, stamp="")))
+        spool.lock.release()
     if run.transform.source_code and code != run.transform.source_code:
         console.warn(f"the code is not what run {run.uid} began with; its record keeps the first")
     ln.context._run, ln.context._transform = run, run.transform
@@ -725,11 +734,14 @@ def _close(
         last_sign = max(datetime.fromtimestamp(ended_s, timezone.utc), run.started_at)
         # Only if it is open still: it may have ended, truly, since we asked.
         still_open = ln.Run.objects.filter(id=run.id, _status_code__in=open_codes)
-        if not still_open.update(_status_code=RUN_STATUS_TO_CODE["aborted"], finished_at=last_sign):
-            continue
-        run.refresh_from_db()
-        runs.set_ending(run, "aborted", last_sign, f"its {of} is gone")
-        runs.save_report(run)
+        with transaction.atomic():
+            ended = {"_status_code": RUN_STATUS_TO_CODE["aborted"], "finished_at": last_sign}
+            if not still_open.update(**ended):
+                continue
+            run.refresh_from_db()
+            runs.describe_ending(run, "aborted", last_sign, f"its {of} is gone")
+            run.save()
+        runs.finish_end(run)
         closed.append(str(run.uid))
     if closed:
         console.say(f"closed as aborted, for their {of} is gone: {', '.join(closed)}")
@@ -756,7 +768,8 @@ def close_killed(spool: Spool) -> bool:
     seen = log.stat().st_mtime if log.exists() else last_job.timestamp()
     ended = max(datetime.fromtimestamp(seen, timezone.utc), last_job)
     job = Job("close", begun.run, begun.instance, begun.instance_id, ended.isoformat())
-    job = replace(job, status="aborted", notes={"reason": "its process is gone"})
+    notes = {"reason": "its process is gone", "attempt": begun.notes["attempt"]["started_at"]}
+    job = replace(job, status="aborted", notes=notes)
     spool.add(job, log if log.exists() else None)
     return True
 

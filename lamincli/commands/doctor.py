@@ -57,13 +57,14 @@ def _check_instance(instance: str | None) -> int:
     with connected(instance, create=False) as slug:
         import lamindb as ln
 
+        from lamincli.closing import finish_ends
         from lamincli.tracking import close_gone_runs, close_lost_jobs
 
         console.say(f"instance {slug}: {ln.Run.filter().count()} runs, {_where(ln)}")
         storage = ln.settings.storage
         if unwritable := _why_unwritable(storage.root):
             console.fail(f"storage {storage.root_as_str} cannot be written: {unwritable}")
-        if not close_gone_runs() + close_lost_jobs():
+        if not close_gone_runs() + close_lost_jobs() + finish_ends():
             console.say("no run to close")
     return 1 if unwritable else 0
 

@@ -4,13 +4,13 @@ import os
 import shlex
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from lamincli import console, order
+from lamincli import console, log, order
 from lamincli.console import one_line
 from lamincli.errors import InstanceError, first_line
-from lamincli.instance import DEFAULT_FOLDER, connected, find_near, is_remote
+from lamincli.instance import DEFAULT_FOLDER, connected, find_near, is_remote, is_same
 from lamincli.publisher import Publisher
 from lamincli.spool import Entry, Job, Spool, known_spools, missing_spools, places_of, spools_below
 from lamincli.spool.lock import SILENT_S
@@ -88,9 +88,27 @@ def main(words: Sequence[str]) -> int:
         discarded = [_discard(spool) for spool in spools]
         return 0 if all(discarded) and not others else 3
     left = [_publish(spool) for spool in spools]
-    if not any(number for number, _ in left):
+    has_finished = not spools and _finish_ends()
+    if not any(number for number, _ in left) and not has_finished:
         console.say("nothing to publish")
     return 3 if others or any(rest for _, rest in left) else 0
+
+
+def _finish_ends() -> bool:
+    """Finish ends of runs in the instance of this folder; returns whether there were any.
+
+    Those of other instances are finished by `doctor`, or the next start, where they are connected.
+    """
+    from lamindb_setup import settings
+
+    with suppress(Exception):  # it is away, or gone: nothing waits in a spool all the same
+        logs = log.left_in(Path(settings.cache_dir)).values()
+        if settings.is_configured and any(map(is_same, log.instances_of(logs))):
+            with connected(None, create=False):
+                from lamincli.closing import finish_ends
+
+                return bool(finish_ends())
+    return False
 
 
 def _open(folder: Path, trust: bool) -> Spool:
@@ -284,6 +302,7 @@ def _publish_into(spool: Spool, first: Job, slug: str) -> int:
     """Publish into the connected instance; returns how many jobs are done."""
     import lamindb as ln
 
+    from lamincli.closing import finish_ends
     from lamincli.registry.lamin import LaminRegistry
     from lamincli.registry.runs import leave_context
     from lamincli.tracking import close_killed, save_left_log
@@ -308,6 +327,7 @@ def _publish_into(spool: Spool, first: Job, slug: str) -> int:
         publisher.close()
         if ln.Run.objects.filter(uid=first.run).exists():
             save_left_log(first.run)
+        finish_ends()
     finally:
         leave_context()
     return publisher.done

@@ -88,7 +88,7 @@ def settle(child: Any) -> None:
 
 
 def settle_those_over(is_over: Callable[[str], bool]) -> None:
-    """Let arrays end of which no further task will begin.
+    """Let arrays end of which no further task will begin, or whose last task was killed meanwhile.
 
     Args:
         is_over: Tells whether SLURM runs a job no more, by its id.
@@ -96,16 +96,17 @@ def settle_those_over(is_over: Callable[[str], bool]) -> None:
     is_open = {"_status_code": RUN_STATUS_TO_CODE["started"], "reference_type": "slurm"}
     for parent in ln.Run.objects.filter(**is_open, name__startswith="array "):
         record = (parent.extra_data or {}).get(EXTRA_DATA_KEY, {})
-        if record.get("stage") == WORD and is_over(record.get("job", "")):
-            _settle(parent, are_all_there=True)
+        if record.get("stage") == WORD:
+            _settle(parent, are_all_there=is_over(record.get("job", "")))
 
 
 def _settle(parent: Any, are_all_there: bool = False) -> None:
     runs = ln.Run.objects.filter(initiated_by_run=parent)
     task = f"extra_data__{EXTRA_DATA_KEY}__slurm__array_task_id"
-    children = list(runs.values_list("_status_code", task))
-    statuses = {_STATUSES[code] for code, _ in children}
-    missing = parent.extra_data[EXTRA_DATA_KEY]["tasks"] - len({number for _, number in children})
+    children = list(runs.values_list("_status_code", task, "finished_at"))
+    statuses = {_STATUSES[code] for code, _, _ in children}
+    begun = {number for _, number, _ in children}
+    missing = parent.extra_data[EXTRA_DATA_KEY]["tasks"] - len(begun)
     if missing and are_all_there:
         statuses.add("aborted")
     elif missing:
@@ -114,7 +115,8 @@ def _settle(parent: Any, are_all_there: bool = False) -> None:
         status, ended = "started", None
     else:
         status = next(s for s in ("errored", "aborted", "completed") if s in statuses)
-        ended = datetime.now(timezone.utc)
+        ends = [finished_at for _, _, finished_at in children if finished_at is not None]
+        ended = max(ends, default=datetime.now(timezone.utc))
     ln.Run.objects.filter(id=parent.id).update(
         _status_code=RUN_STATUS_TO_CODE[status], finished_at=ended
     )

@@ -136,7 +136,7 @@ class LaminRegistry:
         metrics = job.notes.get("metrics") or {}
         runs.add_metrics(run, metrics)
         ended, reason = datetime.fromisoformat(job.at), str(job.notes.get("reason") or "")
-        runs.set_ending(run, job.status, ended, reason)
+        runs.set_ending(run, job.status, ended, reason, str(job.notes.get("attempt") or ""))
         runs.add_metric_features(run, metrics)
         if (evaluated := job.notes.get("evaluated")) and (artifact := runs.find(evaluated)):
             runs.annotate_evaluated(artifact, metrics, run)

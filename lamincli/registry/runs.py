@@ -28,6 +28,7 @@ from lamindb.base.types import RUN_STATUS_TO_CODE
 from lamindb.errors import DoesNotExist
 
 from lamincli import console
+from lamincli import log as logs
 from lamincli.errors import RecordError, did_you_mean, first_line
 from lamincli.features import EXTRA_DATA_KEY
 from lamincli.folders import Scratch, taking_turns
@@ -38,6 +39,8 @@ from lamincli.spool import Spool, known_spools
 
 _CLI_ARGS_LENGTH = 1024
 _REFERENCE_LENGTH = 255
+_REPORT = "__lamindb_run__"
+_STATUSES = {code: status for status, code in RUN_STATUS_TO_CODE.items()}
 
 
 @dataclass(frozen=True)
@@ -369,8 +372,8 @@ def _keep_environment(beginning: Beginning, run: Any, path: Path | None) -> None
 
 
 def log_path(uid: str) -> Path:
-    """Return the file into which the log of a run is written; its name is lamindb's."""
-    return Path(ln.setup.settings.cache_dir) / f"run_logs_{uid}.txt"
+    """Return the file into which the log of a run is written."""
+    return Path(ln.setup.settings.cache_dir) / logs.name_of(uid)
 
 
 def save_report(run: Any, log: Path | None = None) -> None:
@@ -386,7 +389,9 @@ def save_report(run: Any, log: Path | None = None) -> None:
     text = (log or here).read_bytes()
     if earlier is not None:
         before = Path(earlier.cache(is_run_input=False)).read_bytes()
-        if before.endswith(text):
+        if before.endswith(text):  # an attempt at this has come so far
+            _remove_other_reports(run)
+            _forget_log(here, log)
             return
         if not text.startswith(before):  # an attempt that could not read it, and go on with it
             text = before + b"\n" + text
@@ -394,14 +399,30 @@ def save_report(run: Any, log: Path | None = None) -> None:
         copy = folder / here.name
         copy.write_bytes(text)
         run.report = ln.Artifact(
-            copy, description=f"log streams of run {run.uid}", kind="__lamindb_run__", run=False
+            copy, description=_description_of_report(run), kind=_REPORT, run=False
         ).save(upload=True, print_progress=False)
         run.save()
         if earlier is not None and earlier.id != run.report_id:
             earlier.delete(permanent=True)
+    _forget_log(here, log)
+
+
+def _description_of_report(run: Any) -> str:
+    return f"log streams of run {run.uid}"  # lamindb's own words, as its kind
+
+
+def _remove_other_reports(run: Any) -> None:
+    """Remove the reports that an attempt at a newer one has left."""
+    reports = ln.Artifact.objects.filter(kind=_REPORT, description=_description_of_report(run))
+    with silent_lamindb():
+        for report in reports.exclude(id=run.report_id):
+            report.delete(permanent=True)
+
+
+def _forget_log(here: Path, log: Path | None) -> None:
     # That of an attempt which is going on has grown since.
     if log is None or (here.exists() and here.stat().st_size == log.stat().st_size):
-        here.unlink()
+        here.unlink(missing_ok=True)
 
 
 # -- what it has used and logged ----------------------------------------------------------------
@@ -517,23 +538,57 @@ def annotate_evaluated(artifact: Any, metrics: Mapping[str, float], run: Any) ->
         values.link_values(artifact, stored, run)
 
 
-def set_ending(run: Any, status: str, finished_at: datetime, reason: str = "") -> None:
-    """Record how, why and when a run, and the last of its attempts, has ended.
+def set_ending(
+    run: Any, status: str, finished_at: datetime, reason: str = "", attempt: str = ""
+) -> None:
+    """Record how, why and when a run, and one of its attempts, has ended.
 
     A run that its scheduler will start again is ``scheduled``, and its attempt ``requeued``.
+
+    Args:
+        run: The run.
+        status: How it has ended.
+        finished_at: When.
+        reason: Why, in a line without secrets.
+        attempt: When the attempt began that has ended; the last one by default. If another has
+            begun since, the run goes on, or has ended as that one says.
     """
-    goes_on = status == "scheduled"
-    run._status_code = RUN_STATUS_TO_CODE[status]
-    run.finished_at = None if goes_on else finished_at
-    record = dict((run.extra_data or {}).get(EXTRA_DATA_KEY) or {})
-    why = {"reason": reason} if reason else {}
-    if attempts := record.get("attempts"):
-        ended = {"ended_at": finished_at.isoformat(), "status": "requeued" if goes_on else status}
-        record["attempts"] = [*attempts[:-1], {**attempts[-1], **ended, **why}]
-    if record:
-        run.extra_data = {**run.extra_data, EXTRA_DATA_KEY: {**record, **why}}
+    describe_ending(run, status, finished_at, reason, attempt)
     run.save()
     arrays.settle(run)
+
+
+def describe_ending(
+    run: Any, status: str, finished_at: datetime, reason: str = "", attempt: str = ""
+) -> None:
+    """Put the end into a run, as `set_ending` does, without saving it."""
+    goes_on = status == "scheduled"
+    record = dict((run.extra_data or {}).get(EXTRA_DATA_KEY) or {})
+    attempts = list(record.get("attempts") or [])
+    why = {"reason": reason} if reason else {}
+    begun = [one["started_at"] for one in attempts]
+    number = begun.index(attempt) if attempt in begun else len(attempts) - 1
+    if attempts:
+        ended = {"ended_at": finished_at.isoformat(), "status": "requeued" if goes_on else status}
+        attempts[number] = {**attempts[number], **ended, **why}
+        record["attempts"] = attempts
+    is_last = number == len(attempts) - 1
+    if is_last:
+        run._status_code = RUN_STATUS_TO_CODE[status]
+        run.finished_at = None if goes_on else finished_at
+    if record:
+        run.extra_data = {**run.extra_data, EXTRA_DATA_KEY: {**record, **(why if is_last else {})}}
+
+
+def finish_end(run: Any) -> None:
+    """Take the steps of an end that are missing, of a run whose status says that it has ended."""
+    attempts = run.extra_data[EXTRA_DATA_KEY].get("attempts") or []
+    if attempts and "ended_at" not in attempts[-1]:
+        describe_ending(run, _STATUSES[run._status_code], run.finished_at)
+        run.save()
+    add_metric_features(run, run.extra_data.get("metrics") or {})
+    arrays.settle(run)
+    save_report(run)
 
 
 def remove(run: Any) -> bool:

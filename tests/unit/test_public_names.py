@@ -83,7 +83,7 @@ ROOMS = [
     ["offline", "memory", "originals"],
     ["registry"],
     ["publisher", "references"],
-    ["resume", "connection"],
+    ["resume", "connection", "closing"],
     ["tracking"],
     ["callbacks", "commands", "demo"],
     ["cli"],
