@@ -7,17 +7,15 @@ truly the original.
 """
 
 import os
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lamincli.folders import read_own
 from lamincli.redaction import redact_config
 from lamincli.spool.seal import FIELD, is_ours, sealed
 
 NOTE = "original"
-_MOST_BYTES = 1 << 24
-_PLAIN = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
 def write(path: Path, text: str) -> None:
@@ -83,17 +81,8 @@ def _about(run: str) -> str:
 
 
 def _read(path: Path) -> str | None:
-    """Read a small file of this user; `None` for anything else, and for a link."""
+    """Read a file of this user; `None` for anything else, and for a link."""
     try:
-        handle = os.open(path, os.O_RDONLY | _PLAIN)
+        return read_own(path)
     except (OSError, ValueError):
         return None
-    with open(handle) as file:
-        about = os.fstat(handle)
-        is_mine = not hasattr(os, "geteuid") or about.st_uid == os.geteuid()
-        if not (stat.S_ISREG(about.st_mode) and is_mine and about.st_size <= _MOST_BYTES):
-            return None
-        try:
-            return file.read()
-        except UnicodeDecodeError:
-            return None

@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import lamindb as ln
@@ -15,6 +14,7 @@ from lamindb.integrations import lightning as ll
 
 from lamincli import originals
 from lamincli.callbacks.checkpoint import Checkpoint, spool_root
+from lamincli.folders import Scratch
 from lamincli.memory import KnownJob, remember_job
 from lamincli.process import job_id
 from lamincli.redaction import redact_argv
@@ -95,10 +95,12 @@ class SaveConfigCallback(ll.SaveConfigCallback):
 
     def _texts(self) -> dict[str, str]:
         """Return the text of each file, that of the config itself first."""
-        with TemporaryDirectory(prefix="lamin-train-") as folder:  # of this user alone
-            path = Path(folder, self.config_filename)
-            self.parser.save(self.config, path, skip_unset=False, multifile=self.multifile)
-            files = [path, *(file for file in Path(folder).iterdir() if file != path)]
+        if not self.multifile:
+            return {self.config_filename: self.parser.dump(self.config, skip_unset=False)}
+        with Scratch("config") as folder:
+            path = folder / self.config_filename
+            self.parser.save(self.config, path, skip_unset=False)
+            files = [path, *(file for file in folder.iterdir() if file != path)]
             return {file.name: file.read_text() for file in files}
 
     def _places(self, trainer: pl.Trainer) -> Iterator[Path]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import fsspec
 import pytest
 import yaml
+from lightning.pytorch.cli import LightningArgumentParser
 from tests_models import Collect, SecretModel, TinyModel
 
 from lamincli import LaminLightningCLI, originals
@@ -27,6 +28,7 @@ GIVEN = {
     "hub": {"token": TOKEN, "size": 3},
 }
 SECRET = {"model_class": SecretModel}
+UNRECORDED = "--trainer.fast_dev_run=1"
 NO_LOGGER = ["--trainer.logger=false"]
 IN_A_BUCKET = ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=memory://logs",
                "--checkpoint.dirpath=ckpts"]  # fmt: skip
@@ -98,8 +100,14 @@ def mode(path):
 # -- the original -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("words", [[], NO_LOGGER, IN_A_BUCKET], ids=["logs", "none", "bucket"])
-def test_run_that_goes_on_is_trained_with_what_it_was_given(train, stopped, project, words):
+@pytest.mark.parametrize(
+    ("words", "attempts"),
+    [([], 2), (NO_LOGGER, 1), (IN_A_BUCKET, 1)],
+    ids=["logs", "no logger", "bucket"],
+)
+def test_run_that_goes_on_is_trained_with_what_it_was_given(
+    train, stopped, project, words, attempts
+):
     run = stopped(*words)
     copy = published(run).path.read_text()
     assert copy.count(REDACTED) >= 3
@@ -107,22 +115,26 @@ def test_run_that_goes_on_is_trained_with_what_it_was_given(train, stopped, proj
     (config,) = [path for path in project.rglob("config.yaml") if KEY in path.read_text()]
     assert mode(config) == 0o600
     assert not any(KEY in str(content) for content in fsspec.filesystem("memory").store.values())
-    for epochs in (4, 5):
-        cli = train("fit", f"--lamin.resume={run.uid}", f"--trainer.max_epochs={epochs}", **SECRET)
+    for attempt in range(1, attempts + 1):
+        words = [f"--lamin.resume={run.uid}", f"--trainer.max_epochs={attempt + 3}"]
+        cli = train("fit", *words, **SECRET)
         assert given_to(cli.model) == GIVEN
         assert cli.lamin_run == run
-    assert [mode(p) for p in project.rglob("config.yaml") if KEY in p.read_text()] == [0o600] * 3
+    modes = [mode(p) for p in project.rglob("config.yaml") if KEY in p.read_text()]
+    assert modes == [0o600] * (attempts + 1)
     (artifact,) = run.input_artifacts.filter(kind="config")
-    assert "max_epochs: 5" in artifact.path.read_text()
+    assert f"max_epochs: {attempts + 3}" in artifact.path.read_text()
 
 
 def test_config_of_a_run_is_what_it_was_given(train, stopped, ln):
     run = stopped()
     uid = published(run).uid
     for reference in (f"lamin:run/{run.uid}/config", f"lamin:artifact/{uid}"):
-        cli = train("fit", f"--config={reference}", "--model.learning_rate=0.2", **SECRET)
+        cli = train("fit", f"--config={reference}", UNRECORDED, **SECRET)
         assert given_to(cli.model) == GIVEN
-        assert published(run) in cli.lamin_run.input_artifacts.all(), "the record names the copy"
+    cli = train("test", f"--config=lamin:run/{run.uid}/config", **SECRET)
+    assert given_to(cli.model) == GIVEN
+    assert published(run) in cli.lamin_run.input_artifacts.all(), "the record names the copy"
     assert KEY not in json.dumps(state(ln), default=str)
 
 
@@ -149,7 +161,7 @@ def test_original_is_used_offline(train, stopped, project):
 def test_original_is_remembered_with_its_reference(train, stopped):
     """As any reference that was used before, while LaminDB cannot be asked."""
     run = stopped()
-    words = [f"--config=lamin:run/{run.uid}/config"]
+    words = [f"--config=lamin:run/{run.uid}/config", UNRECORDED]
     train("fit", *words, **SECRET)
     cli = train("fit", *words, "--lamin.offline", **SECRET)
     assert given_to(cli.model) == GIVEN
@@ -167,7 +179,7 @@ def test_two_runs_of_one_key_have_an_original_each(train, last_run, refused):
         runs.append(train("fit", f"--model.api_key={key}", *words, **SECRET).lamin_run)
     assert published(runs[0]) == published(runs[1])
     for run, key in zip(runs, ("one", "two"), strict=True):
-        cli = train("fit", f"--config=lamin:run/{run.uid}/config", **SECRET)
+        cli = train("fit", f"--config=lamin:run/{run.uid}/config", UNRECORDED, **SECRET)
         assert cli.model.hparams["api_key"] == key
     err = refused("fit", f"--config=lamin:artifact/{published(runs[0]).uid}")
     assert "model.api_key was taken out of the published config lamin:artifact/" in err
@@ -205,29 +217,34 @@ def test_overwritten_config_is_private(train, project):
     assert mode(open_file) == 0o600
 
 
-@pytest.mark.parametrize("what", ["gone", "another", "link", "of another user", "a pipe"])
-def test_only_what_truly_is_the_original_is_taken(stopped, refused, monkeypatch, what):
+def test_only_what_truly_is_the_original_is_taken(stopped, refused, project, monkeypatch):
     run = stopped()
     (note,) = published(run).extra_data["lamin_train"]["original"].values()
-    path = Path(note["project"], note["file"])
-    if what == "gone":
-        path.unlink()
-    elif what == "another":
-        path.write_text(path.read_text().replace("gain: 40.0", "gain: 41.0"))
-    elif what == "link":
-        path.rename(path.with_name("there.yaml"))
-        path.symlink_to("there.yaml")
-    elif what == "a pipe":
-        path.unlink()
-        os.mkfifo(path)
-    else:
-        monkeypatch.setattr(os, "geteuid", lambda: 12345)
-    err = refused("fit", f"--lamin.resume={run.uid}", "--trainer.max_epochs=4")
-    for key in ("api_key", "db", "hub.token"):
-        assert (
+    path, there = Path(note["project"], note["file"]), project / "there.yaml"
+    text = path.read_text()
+
+    def is_asked_for():
+        err = refused("fit", f"--lamin.resume={run.uid}", "--trainer.max_epochs=4")
+        return all(
             f"model.{key} was taken out of the published config of run {run.uid}. "
-            f"Give it: --model.{key} VALUE"
-        ) in err
+            f"Give it: --model.{key} VALUE" in err
+            for key in ("api_key", "db", "hub.token")
+        )
+
+    path.write_text(text.replace("gain: 40.0", "gain: 41.0"))
+    assert is_asked_for(), "it was changed"
+    path.write_text(text)
+    path.rename(there)
+    assert is_asked_for(), "it is gone"
+    path.symlink_to(there)
+    assert is_asked_for(), "it is a link"
+    path.unlink()
+    os.mkfifo(path)
+    assert is_asked_for(), "it is a pipe"
+    path.unlink()
+    there.rename(path)
+    path.chmod(0o666)
+    assert is_asked_for(), "others may have written it"
 
 
 def test_original_is_known_after_the_rules_have_changed(stopped, train, monkeypatch):
@@ -263,7 +280,12 @@ def test_environment_gives_what_was_taken_out(train, stopped, refused, monkeypat
              f"--model.hub.token={TOKEN}"]  # fmt: skip
     monkeypatch.setenv("PL_FIT__MODEL__API_KEY", KEY)
     assert "model.api_key was taken out" in refused(*words), "nobody said so"
-    cli = train(*words, parser_kwargs={"fit": {"default_env": True}, "default_env": True}, **SECRET)
+    cli = train(
+        *words,
+        UNRECORDED,
+        parser_kwargs={"fit": {"default_env": True}, "default_env": True},
+        **SECRET,
+    )
     assert given_to(cli.model) == GIVEN
 
 
@@ -283,7 +305,7 @@ def test_published_config_says_which_variable_it_was(train, refused, project, mo
     assert copy["api_key"] == "${oc.env:HUB_KEY}"
     assert copy["db"] == "no secret", "what is no secret is what it was"
     assert copy["hub"] == {"token": REDACTED}
-    words = ["fit", f"--config=lamin:run/{run.uid}/config", "--model.hub.token=t"]
+    words = ["fit", f"--config=lamin:run/{run.uid}/config", "--model.hub.token=t", UNRECORDED]
     monkeypatch.setenv("HUB_KEY", "another")
     assert train(*words, **resolving, **SECRET).model.hparams["api_key"] == KEY, "as it was given"
     only_copy(run)
@@ -317,6 +339,8 @@ def test_other_places_of_a_placeholder(train, project, refused, capsys):
     words = ["--config=c.yaml", f"--{place}=told", "--model.api_key=k", "--model.hub={'a': 1}"]
     train("fit", *words, **SECRET)
     assert Collect.told.pop()[0] == "told"
+    err = refused("fit", f"--model.api_key={REDACTED}", parser_class=LightningArgumentParser)
+    assert "model.api_key holds" in err, "with another parser"
     with pytest.raises(SystemExit) as stop:
         LaminLightningCLI(SecretModel, args={"subcommand": "fit", "fit": {
             "model": {"api_key": "k", "hub": {"nested": [{"token": REDACTED}]}}}})  # fmt: skip
@@ -347,7 +371,7 @@ def test_placeholder_that_no_type_takes_is_asked_for_and_given(train, project, r
         for key in ("model.gain", "model.api_key", "data.size")
     )
     cli = train("fit", "--config=c.yaml", "--model.gain=30", "--model.api_key=k",
-                "--data.size=8", **SECRET)  # fmt: skip
+                "--data.size=8", UNRECORDED, **SECRET)  # fmt: skip
     assert cli.model.hparams["gain"] == 30.0
 
 
@@ -362,7 +386,8 @@ def test_checkpoint_of_a_placeholder_is_asked_for(train, stopped, project, refus
     err = refused("test", f"--ckpt_path={path}", "--model.api_key=k")
     assert f"model.gain was taken out of the hyper-parameters in {path}" in err
     assert "model.api_key" not in err
-    cli = train("test", f"--ckpt_path={path}", "--model.api_key=k", "--model.gain=30", **SECRET)
+    words = [f"--ckpt_path={path}", "--model.api_key=k", "--model.gain=30", UNRECORDED]
+    cli = train("test", *words, **SECRET)
     assert cli.model.hparams["gain"] == 30.0
     assert cli.model.hparams["db"] == GIVEN["db"], "what is known comes from the checkpoint"
 
@@ -375,10 +400,10 @@ def test_model_by_class_path(train, project, refused):
     err = refused("fit", "--config=c.yaml", "--model.api_key=k", **by_path)
     assert "model.init_args.hub.token was taken out of c.yaml" in err
     assert "api_key" not in err
-    words = ["--model.init_args.api_key=k", "--model.init_args.hub.token=t"]
+    words = ["--model.init_args.api_key=k", "--model.init_args.hub.token=t", UNRECORDED]
     cli = train("fit", "--config=c.yaml", *words, **by_path)
     assert cli.model.hparams["hub"] == {"token": "t"}
-    cli = train("fit", "--config=c.yaml", "--model=tests_models.TinyModel", **by_path)
+    cli = train("fit", "--config=c.yaml", "--model=tests_models.TinyModel", UNRECORDED, **by_path)
     assert type(cli.model) is TinyModel, "which takes other arguments"
 
 
