@@ -8,6 +8,7 @@ truly the original.
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,9 @@ def find(note: Any, run: str, published: Path) -> Path | None:
     """
     if not isinstance(note, Mapping) or not isinstance(note.get("file"), str):
         return None
-    copy = published.read_text(errors="replace")
+    copy = None
+    with suppress(OSError):  # it may be published just now, and gone from the spool
+        copy = published.read_text(errors="replace")
     for project in (str(note.get("project", "")), os.getcwd()):
         path = Path(project, note["file"])
         text = _read(path)

@@ -504,7 +504,8 @@ def _spooled_config(uid: str) -> str | None:
         return None
     spool, job = jobs[-1]
     pin = spool.pin_of(job)
-    return str(originals.find(job.notes.get(originals.NOTE), uid, pin) or pin)
+    found = originals.find(job.notes.get(originals.NOTE), uid, pin)
+    return str(found or pin) if found or pin.exists() else None
 
 
 def _saves_in_spools(uid: str, kind: str) -> Iterator[tuple[Spool, Job]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +89,10 @@ class SaveConfigCallback(ll.SaveConfigCallback):
             elif any(path.exists() for path in paths):
                 continue
             folder.mkdir(parents=True, exist_ok=True)
-            for path, text in paths.items():
-                originals.write(path, text)
-            return next(iter(paths))
+            with suppress(FileExistsError):  # another process has just taken the place
+                for path, text in paths.items():
+                    originals.write(path, text)
+                return next(iter(paths))
         raise FileExistsError(self.config_filename)
 
     def _texts(self) -> dict[str, str]:

@@ -19,7 +19,7 @@ from lamincli.features import DESCRIPTIONS
 from lamincli.folders import Scratch
 from lamincli.instance import connected
 from lamincli.process import DECIDED_VARIABLE, RUN_UID_VARIABLE
-from lamincli.redaction import redact, redacted_keys
+from lamincli.redaction import REDACTED, redact, redacted_keys
 from lamincli.references import References
 
 DIFFERENT = 4
@@ -382,7 +382,7 @@ def _compare(original: Any, child: Any, plan: recipe.Recipe, is_trained: bool) -
             was.get("modules", {}),
             here.get("modules", {}),
         ),
-        differences.values("config", redact(plan.config), _config(child)),
+        _configs(plan.config, _config(child)),
         _data(original, child),
         _environment(original, child),
         differences.values("hardware", was.get("hardware"), here.get("hardware")),
@@ -396,6 +396,16 @@ def _compare(original: Any, child: Any, plan: recipe.Recipe, is_trained: bool) -
 def _config(run: Any) -> dict[str, Any] | None:
     path = _output(run, "config")
     return None if path is None else dict(yaml.safe_load(path.read_text()) or {})
+
+
+def _configs(given: dict[str, Any], here: dict[str, Any] | None) -> Finding:
+    """Compare the config that was given with what its training has published, without secrets."""
+    was = dict(differences.leaves(redact(given)))
+    if here is not None:
+        taken_out = {key for key, value in was.items() if REDACTED in str(value)}
+        now = dict(differences.leaves(here))
+        here = {key: was[key] if key in taken_out else value for key, value in now.items()}
+    return differences.values("config", was, here)
 
 
 def _output(

@@ -10,6 +10,7 @@ import fsspec
 import pytest
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.core.saving import load_hparams_from_yaml
 from tests_models import Collect, SecretModel, TinyModel
 
 from lamincli import LaminLightningCLI, originals
@@ -112,6 +113,8 @@ def test_run_that_goes_on_is_trained_with_what_it_was_given(
     copy = published(run).path.read_text()
     assert copy.count(REDACTED) >= 3
     assert not any(secret in copy for secret in (KEY, PASSWORD, TOKEN))
+    for hparams in run.output_artifacts.filter(description="Lightning run hyperparameters"):
+        assert load_hparams_from_yaml(hparams.path)["api_key"] == REDACTED
     (config,) = [path for path in project.rglob("config.yaml") if KEY in path.read_text()]
     assert mode(config) == 0o600
     assert not any(KEY in str(content) for content in fsspec.filesystem("memory").store.values())
