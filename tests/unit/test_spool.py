@@ -208,6 +208,11 @@ def test_what_is_no_job_is_parked_and_blocks_nothing(spool, checkpoint, name, te
     assert "job file" in reason or "newer" in reason or "codec" in reason
 
 
+def test_checkpoint_that_is_registered_where_it_lies_has_no_pin_to_put_back(spool):
+    _, added = spool.add(job(local_path="s3://bucket/a.ckpt"))
+    assert spool.put_back(added) == Path("s3://bucket/a.ckpt")
+
+
 def test_numbers_go_on_after_a_restart(spool, checkpoint):
     spool.add(job(), checkpoint)
     name, _ = spool.add(job(), checkpoint)
