@@ -117,6 +117,17 @@ def recall_job(job: str, command: str, fit_number: int) -> KnownJob | None:
     return _read(_place("jobs", job, f"{fit_number} {command}"), KnownJob)
 
 
+def recall_run(run: str) -> KnownJob | None:
+    """Return what is known of a run that some job has trained."""
+    folder = _place("jobs", "", "").parent
+    with contextlib.suppress(OSError):
+        for file in sorted(folder.glob("*.json")):
+            known = _read(file, KnownJob)
+            if known is not None and known.run == run:
+                return known
+    return None
+
+
 def forget_job(job: str, command: str, fit_number: int) -> None:
     """Forget it, for the run is complete."""
     with contextlib.suppress(OSError):

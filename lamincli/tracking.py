@@ -761,7 +761,7 @@ def close_killed(spool: Spool) -> bool:
     begun = jobs[numbers["begin"]][1]
     process = ProcessIdentity.from_dict(begun.notes["record"]["process"])
     is_open = numbers.get("close", -1) < numbers["begin"]
-    if not is_open or process is None or process.is_alive():
+    if not is_open or (process is not None and process.is_alive()):
         return False
     log = runs.log_path(begun.run)
     last_job = datetime.fromisoformat(jobs[-1][1].at)

@@ -253,7 +253,8 @@ def _publish_taken(spool: Spool) -> tuple[int, int]:
     spool.recover()
     jobs = [job for name in spool.pending() if (job := spool.read(name)) is not None]
     for name, _, reason in spool.parked_jobs():
-        console.warn(f"{spool.folder.name}/{name} is set aside: {reason}")
+        kept = "".join(f"; its file is kept: {file}" for file in spool.files_of(name))
+        console.warn(f"{spool.folder.name}/{name} is set aside: {reason}{kept}")
     if not jobs:
         left = _left(spool)
         return left, left
@@ -303,6 +304,7 @@ def _publish_into(spool: Spool, first: Job, slug: str) -> int:
     import lamindb as ln
 
     from lamincli.closing import finish_ends
+    from lamincli.rebuilding import rebuild
     from lamincli.registry.lamin import LaminRegistry
     from lamincli.registry.runs import leave_context
     from lamincli.tracking import close_killed, save_left_log
@@ -313,13 +315,13 @@ def _publish_into(spool: Spool, first: Job, slug: str) -> int:
             f"{slug} is another instance by now: its id is {instance_id}, not {first.instance_id}."
         )
     run = ln.Run.objects.filter(uid=first.run).first()
-    begun = spool.holds("begin")
-    if run is None and first.run and not begun:
+    begins = any(job.action == "begin" and not job.notes.get("goes_on") for _, job in spool.jobs())
+    if run is None and first.run and not begins and not rebuild(spool):
         raise InstanceError(f"It has no run {first.run}.")
     # New artifacts get the project of the context, as in the training itself.
     ln.context._project = run and run.projects.first()
     try:
-        if begun:
+        if spool.holds("begin"):
             close_killed(spool)
         publisher = Publisher(spool, LaminRegistry(is_contained=spool.is_trusted), inline=True)
         publisher.take_over()

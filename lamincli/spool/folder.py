@@ -464,6 +464,30 @@ class Spool:
             (self.parked / (name + _REASON)).unlink(missing_ok=True)
         return len(names)
 
+    def files_of(self, name: str) -> list[Path]:
+        """Return the pinned files of a job whose own file may be torn."""
+        place = self.pins / _stem(name)
+        return [place / file for file in _listdir(place) if file != _BESIDE]
+
+    def torn(self) -> list[str]:
+        """Return the names of the parked jobs that are torn, and not only of another version."""
+        return [name for name in self.names(self.parked) if self._is_torn(self.parked / name)]
+
+    def _is_torn(self, file: Path) -> bool:
+        try:
+            content_of(_text(file))
+        except (SpoolCorruptError, UnicodeDecodeError):
+            return True
+        except OSError:
+            pass
+        return False
+
+    def replace_torn(self, name: str, job: Job) -> None:
+        """Put a job in the place of a parked one that is torn."""
+        self._write(self.ready / name, job, durable=True)
+        for file in (name, name + _REASON):
+            (self.parked / file).unlink(missing_ok=True)
+
     def parked_jobs(self) -> Iterator[tuple[str, Job | None, str]]:
         """Yield name, job and reason of what is parked; the job is `None` if it is unreadable."""
         for name in _listdir(self.parked):

@@ -83,7 +83,7 @@ ROOMS = [
     ["offline", "memory", "originals"],
     ["registry"],
     ["publisher", "references"],
-    ["resume", "connection", "closing"],
+    ["resume", "connection", "closing", "rebuilding"],
     ["tracking"],
     ["callbacks", "commands", "demo"],
     ["cli"],
