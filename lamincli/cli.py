@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from inspect import Parameter, signature
@@ -296,6 +296,7 @@ class LaminLightningCLI(LightningCLI):
             self._tracked.finish(
                 status, shown, lambda: self._show_ending(ending), reason=ending.reason
             )
+            self._note_what_is_left()  # a log that cannot be stored comes after the last words
             if status == "completed":
                 forget(self._tracked.uid)
             self._publish_no_more()
@@ -348,7 +349,10 @@ class LaminLightningCLI(LightningCLI):
             )
         slug = self._lamindb.connect(options.instance)
         if self._follows is not None and not self._lamindb.why_away:
-            begin_what_waits()
+            from django.db import InterfaceError, OperationalError
+
+            with suppress(OperationalError, InterfaceError):  # the next question finds it away
+                begin_what_waits()
         from lamincli import tracking
 
         ckpt_path = self._get(self.config, "ckpt_path")
@@ -451,6 +455,7 @@ class LaminLightningCLI(LightningCLI):
             raise SystemExit(130) from None
         if isinstance(error, SystemExit):
             self.finish(error=error)
+            vars(error)["is_published"] = not self.unpublished or self.is_offline
             raise error
         if is_refused:
             self._take_back()
@@ -666,6 +671,10 @@ class LaminLightningCLI(LightningCLI):
                 console.warn(f"what is left in the spool: {failure}")
             self._tracked.spool = publisher.spool_folder(trainer)
             self.unpublished = publisher.unpublished
+
+    def _note_what_is_left(self) -> None:
+        if self._tracked is not None:
+            self.unpublished = list(dict.fromkeys([*self.unpublished, *self._tracked.left()]))
 
     def _publishing(self) -> list[Any]:
         """Return the callbacks that publish, one of which is enough to publish everything."""
@@ -1530,6 +1539,7 @@ class LaminLightningCLI(LightningCLI):
 
     def _show_ending(self, of_run: Ending) -> None:
         assert self._tracked is not None
+        self._note_what_is_left()
         status = of_run.status
         ending = console.Ending(self._tracked.uid, status, self._tracked.slug)
         if of_run.reason:
