@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from inspect import Parameter, signature
@@ -47,7 +47,7 @@ from lamincli.connection import Connection
 from lamincli.endings import Ending, Happened, Status, exit_code
 from lamincli.errors import InstanceError, LaminTrainError, UsageError, first_line
 from lamincli.features import DESCRIPTIONS, metric_values
-from lamincli.folders import Scratch, provide_home
+from lamincli.folders import Scratch, provide_home, why_unwritable
 from lamincli.instance import (
     ENVIRONMENT_VARIABLE,
 )
@@ -296,6 +296,7 @@ class LaminLightningCLI(LightningCLI):
             self._tracked.finish(
                 status, shown, lambda: self._show_ending(ending), reason=ending.reason
             )
+            self._note_what_is_left()  # a log that cannot be stored comes after the last words
             if status == "completed":
                 forget(self._tracked.uid)
             self._publish_no_more()
@@ -348,7 +349,10 @@ class LaminLightningCLI(LightningCLI):
             )
         slug = self._lamindb.connect(options.instance)
         if self._follows is not None and not self._lamindb.why_away:
-            begin_what_waits()
+            from django.db import InterfaceError, OperationalError
+
+            with suppress(OperationalError, InterfaceError):  # the next question finds it away
+                begin_what_waits()
         from lamincli import tracking
 
         ckpt_path = self._get(self.config, "ckpt_path")
@@ -451,6 +455,7 @@ class LaminLightningCLI(LightningCLI):
             raise SystemExit(130) from None
         if isinstance(error, SystemExit):
             self.finish(error=error)
+            vars(error)["is_published"] = not self.unpublished or self.is_offline
             raise error
         if is_refused:
             self._take_back()
@@ -667,6 +672,10 @@ class LaminLightningCLI(LightningCLI):
             self._tracked.spool = publisher.spool_folder(trainer)
             self.unpublished = publisher.unpublished
 
+    def _note_what_is_left(self) -> None:
+        if self._tracked is not None:
+            self.unpublished = list(dict.fromkeys([*self.unpublished, *self._tracked.left()]))
+
     def _publishing(self) -> list[Any]:
         """Return the callbacks that publish, one of which is enough to publish everything."""
         trainer = self._made_trainer
@@ -819,7 +828,7 @@ class LaminLightningCLI(LightningCLI):
             self.config = parser.parse_object(args)
             return
         words = sys.argv[1:] if args is None else args
-        with started_here():
+        with started_here(), _refusing_what_is_no_config(words):
             if not isinstance(words, list):
                 super().parse_arguments(parser, args)
                 return
@@ -1246,6 +1255,7 @@ class LaminLightningCLI(LightningCLI):
 
             if why := why_no_key(predictions):
                 mistakes.append(f"--lamin.predictions {predictions}: {why}")
+        mistakes += filter(None, [self._why_nowhere_to_write()])
         is_alone = all(str(self._trainer_option(name)) == "1" for name in ("devices", "num_nodes"))
         if not is_alone and not self._trainer_option("plugins"):
             mistakes += filter(None, [slurm.why_not_without_srun()])
@@ -1255,6 +1265,21 @@ class LaminLightningCLI(LightningCLI):
             mistakes.append(f"--ckpt_path {path}: {why}")
         if mistakes:
             raise UsageError.of(mistakes)
+
+    def _why_nowhere_to_write(self) -> str | None:
+        """Say why `default_root_dir` cannot be written, where Lightning puts its files there."""
+        root = str(self._trainer_option("default_root_dir") or os.getcwd())
+        logger = self._trainer_option("logger")
+        has_checkpoints = self._trainer_option("enable_checkpointing") is not False
+        has_a_place = self._get(self.config, "checkpoint")["dirpath"] is not None
+        needs_it = (has_checkpoints and not has_a_place) if not logger else logger is True
+        if "://" in root or not (needs_it or logger is None) or not self._ranks.is_zero:
+            return None
+        why = why_unwritable(Path(root))
+        return why and (
+            f"trainer.default_root_dir {root}: {why}. Name a folder that you can write: "
+            "--trainer.default_root_dir FOLDER."
+        )
 
     def _why_no_checkpoint(self, path: str) -> str | None:
         if is_reference(path):
@@ -1514,6 +1539,7 @@ class LaminLightningCLI(LightningCLI):
 
     def _show_ending(self, of_run: Ending) -> None:
         assert self._tracked is not None
+        self._note_what_is_left()
         status = of_run.status
         ending = console.Ending(self._tracked.uid, status, self._tracked.slug)
         if of_run.reason:
@@ -1632,6 +1658,38 @@ def _is_lamin_checkpoint(config: Any) -> bool:
         return False
     kind = import_class(config["class_path"])
     return isinstance(kind, type) and issubclass(kind, ll.ArtifactPublishingModelCheckpoint)
+
+
+@contextmanager
+def _refusing_what_is_no_config(words: Any) -> Iterator[None]:
+    """Say which config cannot be read, where the parser would end in the error of a library.
+
+    Raises:
+        UsageError: It is no text, its values lie in each other without end, or it cannot be read.
+    """
+    try:
+        yield
+    except (UnicodeDecodeError, RecursionError, OSError) as error:
+        files = options_in(words, "--config", "-c") if isinstance(words, list) else []
+        for file in files:
+            if why := _why_no_config(file):
+                raise UsageError(f"--config {file}: {why}") from error
+        if not isinstance(error, RecursionError) or not files:
+            raise
+        raise UsageError(
+            f"--config {', '.join(files)}: the values lie too deeply in each other, or in "
+            "themselves, as an alias of YAML can. Write them out."
+        ) from error
+
+
+def _why_no_config(file: str) -> str | None:
+    try:
+        Path(file).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return "it is no text. A config is a YAML file in UTF-8."
+    except (OSError, ValueError) as error:
+        return f"it cannot be read: {getattr(error, 'strerror', None) or error}."
+    return None
 
 
 def _is_pipe(value: str) -> bool:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
 from lamincli.errors import UnreachableError
@@ -20,6 +20,25 @@ from lamincli.process import gives_back
 from lamincli.references import References
 
 _T = TypeVar("_T")
+
+
+@contextmanager
+def reached(instance: str | None) -> Iterator[str]:
+    """Connect an instance that is there, for a command; yields owner/name.
+
+    Args:
+        instance: As in ``--lamin.instance``.
+
+    Raises:
+        InstanceError: There is none, or it cannot be used or reached.
+    """
+    from lamincli.registry.outages import asking, reaching
+
+    with ExitStack() as stack:
+        with reaching(instance or "of this folder"):
+            slug = stack.enter_context(connected(instance, create=False))
+        stack.enter_context(asking(slug))
+        yield slug
 
 
 class Connection:

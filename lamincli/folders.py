@@ -352,6 +352,11 @@ def state_folder() -> Path:
         return Path(os.devnull) / _NAME
 
 
+def settings_folder() -> Path:
+    """Return where lamindb keeps its settings."""
+    return Path(os.environ.get(SETTINGS_VARIABLE) or Path.home()) / ".lamin"
+
+
 def provide_home() -> None:
     """Let there be a home, and settings of LaminDB that can be written.
 
@@ -361,7 +366,7 @@ def provide_home() -> None:
     if not os.path.isabs(os.path.expanduser("~")):
         os.environ["HOME"] = str(_stand_in("home"))
         _standing_in.append(StandIn("~", "this user has no home folder", "HOME"))
-    settings = Path(os.environ.get(SETTINGS_VARIABLE) or Path.home()) / ".lamin"
+    settings = settings_folder()
     if (why := why_unwritable(settings)) is None:
         return
     there = _stand_in("settings") / ".lamin"

@@ -69,7 +69,11 @@ def connect(instance: str | None, create: bool = True) -> str:
     """Connect an instance, as `connected` does, for the rest of this process."""
     provide_folders()
     os.environ.setdefault("PGCONNECT_TIMEOUT", str(_CONNECTS_WITHIN_S))
-    slug = _connect(instance, create)
+    with _readable_settings():
+        slug = _connect(instance, create)
+        from lamindb_setup import settings
+
+        _ = settings.user  # now, too
     from django.db import connection
 
     with connection.cursor() as cursor:  # now, and not somewhere in the middle
@@ -84,6 +88,26 @@ def named(instance: str | None) -> Target:
         InstanceError: None is named, or by something that is neither owner/name nor a folder.
     """
     provide_folders()
+    with _readable_settings():
+        return _named(instance)
+
+
+@contextmanager
+def _readable_settings() -> Iterator[None]:
+    """Say which file of lamindb's settings is damaged, as by a disk that was full."""
+    from lamindb_setup.errors import SettingsEnvFileOutdated
+
+    try:
+        yield
+    except (SettingsEnvFileOutdated, UnicodeDecodeError, IsADirectoryError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise InstanceError(
+            f"LaminDB's settings cannot be read: {' '.join(lines).removesuffix('.')}. They are in "
+            f"{folders.settings_folder()} and in {Path('.lamin').absolute()}."
+        ) from error
+
+
+def _named(instance: str | None) -> Target:
     from lamindb_setup import settings
     from lamindb_setup.core._settings_load import load_instance_settings
     from lamindb_setup.core._settings_store import instance_settings_file
@@ -92,14 +116,14 @@ def named(instance: str | None) -> Target:
         return Target(str(settings.instance.slug), settings.instance._id.hex)
     if instance is None:
         instance = os.environ.get(ENVIRONMENT_VARIABLE) or None
-    if instance is None and not _is_complete(DEFAULT_FOLDER.absolute()):
+    if instance is None and not (DEFAULT_FOLDER / _MARK).is_file():
         raise InstanceError(
             "No LaminDB instance is connected here, so that it is not known for which one this run "
             "is to be kept. Name it: --lamin.instance owner/name, or a folder of a local one."
         )
     if instance is None or _names_a_folder(instance):
         folder = Path(os.path.abspath(os.path.expanduser(instance or DEFAULT_FOLDER)))
-        found = _settings_of_folder(folder) if _is_complete(folder) else None
+        found = _settings_of_folder(folder) if (folder / _MARK).is_file() else None
         return Target(found.slug, found._id.hex) if found else Target(str(folder))
     owner, name = _owner_and_name(instance)
     file = instance_settings_file(name, owner)
@@ -181,7 +205,7 @@ def _leave_connections_to_the_parent() -> None:
 def _is_complete(folder: Path) -> bool:
     # Whoever connects to an instance that is gone leaves an empty database in its place.
     database = folder / _DATABASE
-    return (folder / _MARK).exists() and database.exists() and database.stat().st_size > 0
+    return (folder / _MARK).exists() and database.is_file() and database.stat().st_size > 0
 
 
 def _check_is_there(instance: Any) -> None:
@@ -305,8 +329,17 @@ def _stored() -> list[Any]:
 
 def _mark_of(folder: Path) -> dict[str, str]:
     """Return what the file by which lamindb marks a storage says of its instance."""
-    lines = (folder / _MARK).read_text().splitlines()
-    return dict(line.split("=", 1) for line in lines if "=" in line)
+    try:
+        lines = (folder / _MARK).read_text().splitlines()
+        mark = dict(line.split("=", 1) for line in lines if "=" in line)
+        UUID(mark["instance_id"])
+        _owner, _name = mark["instance_slug"].split("/")
+    except (KeyError, ValueError, OSError) as error:
+        raise InstanceError(
+            f"{folder / _MARK} does not say which LaminDB instance is in {folder}. Restore the "
+            "file, or name another instance with --lamin.instance."
+        ) from error
+    return mark
 
 
 def _creating(folder: Path) -> AbstractContextManager[None]:
@@ -346,6 +379,12 @@ def _create(folder: Path) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise InstanceError(f"{folder} is a file. A local LaminDB instance needs a folder.")
+    if (folder / _MARK).exists():
+        raise InstanceError(
+            f"{folder} is marked as a LaminDB instance, and {folder / _DATABASE} is no database. "
+            "Restore that file; or, if the instance never was in use, remove the folder; or name "
+            "another one with --lamin.instance."
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -384,6 +423,7 @@ def _free_name(folder: Path) -> str:
 
 def _settings_of_folder(folder: Path) -> Any:
     """Return the settings of a local instance; they are made anew for a folder from elsewhere."""
+    from lamindb_setup import settings as setup_settings
     from lamindb_setup.core._settings_instance import InstanceSettings
     from lamindb_setup.core._settings_load import load_instance_settings
     from lamindb_setup.core._settings_storage import StorageSettings
@@ -403,7 +443,9 @@ def _settings_of_folder(folder: Path) -> Any:
         name=name,
         storage=StorageSettings(folder.as_posix()),
     )
+    current = setup_settings._instance_settings
     settings._persist(write_to_disk=True, write_current_instance_file=False)
+    setup_settings._instance_settings = current  # it is only known from here on, not connected
     return settings
 
 

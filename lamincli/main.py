@@ -139,6 +139,10 @@ def _train() -> None:
             sys.exit(cli.ending.exit_code)
         if cli.unpublished and not cli.is_offline:
             sys.exit(3)
+    except SystemExit as end:
+        if not end.code and not getattr(end, "is_published", True):
+            sys.exit(3)  # the user's code has ended the training well
+        raise
     finally:
         # The process ends here: searching all of torch for reference cycles would take a second.
         gc.freeze()

@@ -38,7 +38,8 @@ class LaminArgumentParser(LightningArgumentParser):
             super().error(message, ex)
         if message.startswith("Unexpected config: "):  # followed by all of it
             start = message.split("\n")[0].removeprefix("Unexpected config: ")
-            message = f"A config is a YAML file of options, and one given begins: {start[:60]}"
+            what = f"begins: {start[:60]}" if start.strip() else "is empty"
+            message = f"A config is a YAML file of options, and one given {what}"
         parser = getattr(ex, "subcommand_parser", None) or self
         if "subcommand" in message and not parser._is_subcommand_parser():
             console.tell(parser.format_usage(), stderr=True)

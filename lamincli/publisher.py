@@ -35,6 +35,8 @@ _LONGEST_REST_S = 30.0
 _AGAIN_S = 0.5
 _IDLE_S = 5.0
 """How long a connection to the registry is kept for the next job."""
+END_OF_RUN = "the end of the run"
+"""How a user is told of a job that closes a run."""
 PATIENCE_S = 60.0
 """How long the end of a training waits for a registry that is away."""
 _SLOWEST_BYTES_PER_S = 1e6
@@ -155,7 +157,7 @@ class Drainer:
 
     def _parked_now(self) -> list[tuple[str, str]]:
         jobs = self.spool.parked_jobs()
-        parked = [(_name(job) if job else name, reason) for name, job, reason in jobs]
+        parked = [(name_of(job) if job else name, reason) for name, job, reason in jobs]
         return parked + [(entry.name, NOT_OURS) for entry in self.spool.foreign()]
 
     def waits_for_quiet(self) -> bool:
@@ -242,9 +244,9 @@ class Drainer:
                 if not isinstance(error, (OSError, LaminTrainError)):
                     reason = "".join(traceback.format_exception(error)).strip()
                 self.spool.park(name, reason)
-                self.parked.append((_name(decided), first_line(error)))
+                self.parked.append((name_of(decided), first_line(error)))
                 self._warn(
-                    f"{one_line(_name(decided))} is set aside: {first_line(error)}; "
+                    f"{one_line(name_of(decided))} is set aside: {first_line(error)}; "
                     "mend it and run lamin-train sync"
                 )
                 return "done"
@@ -359,7 +361,7 @@ class Drainer:
                 reason = f"it was removed from the spool, and {job.local_path} is not what it was"
                 self.spool.set_aside(name, job, reason)
                 self._forget(name)
-                self.parked.append((_name(job), reason))
+                self.parked.append((name_of(job), reason))
             self._times_made = self.spool.times_made
         except OSError as error:  # the disk is full, perhaps
             self._times_made = -1
@@ -412,7 +414,7 @@ class Drainer:
             if parked is not None and older < name and parked.key == job.key:
                 self.spool.drop(older)
                 self.done += 1
-                self.parked = [entry for entry in self.parked if entry[0] != _name(parked)]
+                self.parked = [entry for entry in self.parked if entry[0] != name_of(parked)]
 
     def _make_room(self) -> None:
         if self.limit_bytes is None:
@@ -448,11 +450,11 @@ def _number(entry: tuple[str, Job]) -> int:
     return int(entry[0].partition(".")[0])
 
 
-def _name(job: Job) -> str:
+def name_of(job: Job) -> str:
     """Name for the user what a job is about."""
     if job.action == "remove":
         return f"the removal of {job.local_path}"
-    about = {"begin": "the run itself", "close": "the end of the run"}
+    about = {"begin": "the run itself", "close": END_OF_RUN}
     return job.local_path if job.action == "save" else about.get(job.action, "run features")
 
 
@@ -543,7 +545,7 @@ class Publisher:
 
     def left(self) -> list[str]:
         """Name what is not done, parked jobs among it: the local paths of files, in most cases."""
-        return [*map(_name, self._waiting()), *self._drainer.set_aside()]
+        return [*map(name_of, self._waiting()), *self._drainer.set_aside()]
 
     @contextmanager
     def saving(self) -> Iterator[None]:
@@ -571,7 +573,7 @@ class Publisher:
         except OSError as error:
             if time.monotonic() - self._full_warned_s >= _WARN_EVERY_S:
                 self._full_warned_s = time.monotonic()
-                what = one_line(_name(job))
+                what = one_line(name_of(job))
                 console.warn(f"{what} cannot be spooled yet: {first_line(error)}")
             if not self._inline:
                 self._start()  # which tries again

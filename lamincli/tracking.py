@@ -13,7 +13,7 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from functools import partial
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import lamindb as ln
-from django.db import InterfaceError, OperationalError, transaction
+from django.db import DatabaseError, InterfaceError, OperationalError, transaction
 from lamindb.base.types import RUN_STATUS_TO_CODE
 from lamindb.base.uids import base62_16
 
@@ -53,7 +53,7 @@ from lamincli.process import (
     job_id,
     started_program,
 )
-from lamincli.publisher import Publisher
+from lamincli.publisher import END_OF_RUN, Publisher, name_of
 from lamincli.redaction import redact, redact_argv, redact_text
 from lamincli.references import find_run
 from lamincli.registry import arrays, runs
@@ -64,6 +64,7 @@ from lamincli.source import DOUBTS, Source, hashes_of_modules
 from lamincli.spool import Job, Spool, known_spools
 from lamincli.spool.index import FOLDER_NAME
 
+_LATER = " now, but will be by lamin-train sync"
 _OWNED: set[str] = set()  # uids of the open runs that this process began
 
 
@@ -94,7 +95,7 @@ class TrackedRun:
         owned: Whether we began it; a run that the script began is the script's to end.
         log: The log of the run; `None` for a run of the script, whose log lamindb keeps.
         context_before: lamindb's context when the run began, for a run within a run.
-        spool: The folder of the run's spool, where its end waits if the database is away.
+        spool: The folder of the run's spool, where its end waits if it cannot be recorded.
         before: Columns of a run that goes on, as they were.
         ends: Jobs that would have closed it, with their spools.
         spooled: What is known of a run that is not in LaminDB yet.
@@ -108,7 +109,7 @@ class TrackedRun:
     owned: bool
     log: RunLog | None = None
     context_before: dict[str, Any] = field(default_factory=dict)
-    spool: Path | None = None
+    spool: Path = Path(FOLDER_NAME)
     _metrics: dict[str, Any] = field(default_factory=dict, init=False)
     before: dict[str, Any] = field(default_factory=dict)
     ends: list[tuple[Path, Job]] = field(default_factory=list)
@@ -119,7 +120,7 @@ class TrackedRun:
     used: Any = None
     earlier_log: str = ""
     _evaluated: dict[str, Any] = field(default_factory=dict, init=False)
-    _is_ending_left: bool = field(default=False, init=False)
+    _owed: set[str] = field(default_factory=set, init=False)
     _is_finished: bool = field(default=False, init=False)
 
     @property
@@ -160,7 +161,7 @@ class TrackedRun:
             return
         if Spool(Path(spooled.folder)).holds("begin"):
             return
-        with contextlib.suppress(OperationalError, InterfaceError):
+        with contextlib.suppress(DatabaseError, InterfaceError):
             self.record = ln.context._run = ln.Run.objects.get(uid=self.uid)
             self.spooled = None
 
@@ -170,7 +171,7 @@ class TrackedRun:
             return None
         try:
             artifact = ln.Artifact.filter(key=key, run=self.record).first()
-        except (OperationalError, InterfaceError):
+        except (DatabaseError, InterfaceError):
             return None
         return str(artifact.uid) if artifact else None
 
@@ -180,7 +181,7 @@ class TrackedRun:
             return None
         try:
             artifact = ln.Artifact.filter(description=description, run=self.record).first()
-        except (OperationalError, InterfaceError):
+        except (DatabaseError, InterfaceError):
             return None
         return str(artifact.key) if artifact else None
 
@@ -199,9 +200,10 @@ class TrackedRun:
         self._metrics = as_json(values)  # saved with the ending at the latest
         if self.spooled is not None:
             return
-        runs.add_metrics(self.record, self._metrics)
-        self.record.save()
-        runs.add_metric_features(self.record, values)
+        with self._owing("the metrics of the run", f"the metrics could not be recorded{_LATER}"):
+            runs.add_metrics(self.record, self._metrics)
+            self.record.save()
+            runs.add_metric_features(self.record, values)
 
     def annotate_evaluated(self, artifact: Any, metrics: Mapping[str, Any]) -> None:
         """Give a checkpoint its metrics, as features that exist; earlier values are replaced.
@@ -212,8 +214,12 @@ class TrackedRun:
         """
         if isinstance(artifact, dict):
             self._evaluated = artifact
-        else:
+            return
+        text = f"the metrics could not be added to {artifact.key}{_LATER}"
+        with self._owing(f"the metrics of {artifact.key}", text):
+            self._evaluated = {"uid": str(artifact.uid)}
             runs.annotate_evaluated(artifact, metric_values(metrics), self.record)
+            self._evaluated = {}
 
     def finish(
         self,
@@ -236,21 +242,48 @@ class TrackedRun:
             return
         self._is_finished = True
         ended = max(datetime.now(timezone.utc), self.record.started_at)  # clocks go back
-        is_left = self.spooled is not None
-        if not is_left:
-            self._try(f"closed as {status}", lambda: self._set_ending(status, ended, reason))
-            is_left = self._is_ending_left
+        if self.spooled is not None:
+            self._owed.add(END_OF_RUN)
+        else:
+            with self._owing(END_OF_RUN, f"run {self.uid} will be closed by lamin-train sync"):
+                self._set_ending(status, ended, reason)
         if farewell is not None:
             self._try("told about", farewell)
         if self.log is not None:
             if error is not None:
                 self.log.write(visible("".join(traceback.format_exception(error))))
             self.log.close()
-        if is_left:
+        if END_OF_RUN not in self._owed:
+            text = f"run {self.uid} will be given its log by lamin-train sync"
+            with self._owing("the log of the run", text):
+                runs.save_report(self.record)
+        if self._owed:
             self._try("closed", lambda: self._leave_ending(status, ended, reason))
-        else:
-            self._try("given its log", lambda: runs.save_report(self.record))
         self._let_go()
+
+    @contextlib.contextmanager
+    def _owing(self, what: str, message: str) -> Iterator[None]:
+        """Leave a part of the end to `sync` that cannot be recorded now; it is never lost.
+
+        Args:
+            what: Names it.
+            message: What the user is told, before the reason.
+        """
+        try:
+            yield
+        except Exception as failure:
+            if not self.owned:
+                raise
+            self._owed.add(what)
+            console.warn(f"{message}: {first_line(failure)}")
+
+    def left(self) -> list[str]:
+        """Name what of the run is not in LaminDB yet, in the words of `Publisher.left`."""
+        spool = Spool(self._spool_folder)
+        with contextlib.suppress(OSError):
+            waiting = [name_of(entry.job) if entry.job else entry.name for entry in spool.entries()]
+            return list(dict.fromkeys([*waiting, *sorted(self._owed)]))
+        return sorted(self._owed)
 
     def take_back(self, with_new: bool = False) -> None:
         """Undo the beginning of this run, for nothing will come of it.
@@ -292,7 +325,7 @@ class TrackedRun:
 
     def goes_on_no_more(self, reason: str = "") -> None:
         """Close a run as aborted that was to go on by itself."""
-        is_left = self.spooled is not None or self._is_ending_left
+        is_left = self.spooled is not None or END_OF_RUN in self._owed
         close = self._leave_ending if is_left else self._set_ending
         now = datetime.now(timezone.utc)
         self._try("closed as aborted", partial(close, "aborted", now, reason))
@@ -321,27 +354,22 @@ class TrackedRun:
         except (OperationalError, InterfaceError):
             # The connection may have been lost in the hours since it was used.
             give_back_connections()
-            try:
-                runs.set_ending(self.record, status, ended, reason)
-            except (OperationalError, InterfaceError) as error:
-                if self.spool is None:
-                    raise
-                self._is_ending_left = True
-                console.warn(
-                    f"run {self.uid} will be closed by lamin-train sync: {first_line(error)}"
-                )
+            runs.set_ending(self.record, status, ended, reason)
 
     def _leave_ending(self, status: Status, ended: datetime, reason: str = "") -> None:
         if self.spooled is not None:
-            folder, job = Path(self.spooled.folder), self.spooled.job("close")
+            job = self.spooled.job("close")
         else:
-            assert self.spool is not None
             instance = ln.setup.settings.instance
-            folder, job = self.spool, Job("close", self.uid, instance.slug, instance._id.hex, "")
+            job = Job("close", self.uid, instance.slug, instance._id.hex, "")
         notes = {"metrics": self._metrics, "evaluated": self._evaluated, "reason": reason}
         notes["attempt"] = self.attempt
         job = replace(job, at=ended.isoformat(), status=status, notes=notes)
-        _leave(folder, job, self._log_file())
+        _leave(self._spool_folder, job, self._log_file())
+
+    @property
+    def _spool_folder(self) -> Path:
+        return Path(self.spooled.folder) if self.spooled is not None else self.spool
 
     def _log_file(self) -> Path | None:
         return self.log.path if self.log is not None and self.log.path.is_file() else None
@@ -470,6 +498,7 @@ def begin(
             _end_what_has_begun(uid, error)
         vars(ln.context).update(context_before)
         raise
+    tracked.spool = place.root / FOLDER_NAME / tracked.uid
     if tracked.owned:
         tracked.context_before = context_before
         tracked.attempt = beginning.attempt["started_at"]

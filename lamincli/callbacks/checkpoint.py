@@ -499,7 +499,8 @@ class Checkpoint(GoesOn, ll.Checkpoint):
             publisher.defer(job)
             return
         publisher.add(job, path)
-        publisher.spool.undefer(job.kind)
+        with suppress(OSError):  # else `sync` publishes it once more, under its key
+            publisher.spool.undefer(job.kind)
 
     def _publish_text(
         self, trainer: pl.Trainer, path: Path, kind: Literal["config", "hparams"]
@@ -708,12 +709,16 @@ def _default_storage() -> str:
 def spool_root(root: str, here: str) -> Path:
     """Return the folder for the spool: that of the trainer, or the next one we can write."""
     places = [Path(here) if "://" in root else Path(root), Path(here)]
-    fitting = (place for place in places if os.access(_existing(place / FOLDER_NAME), os.W_OK))
+    fitting = (place for place in places if _is_writable(_existing(place / FOLDER_NAME)))
     return Path(os.path.abspath(next(fitting, index_folder().parent)))
 
 
+def _is_writable(folder: Path) -> bool:
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+
+
 def _existing(place: Path) -> Path:
-    return next(p for p in (place, *place.absolute().parents) if p.exists())
+    return next(p for p in (place, *place.absolute().parents) if os.path.lexists(p))
 
 
 def _as_text(filepath: Path | str) -> str:

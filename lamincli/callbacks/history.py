@@ -142,8 +142,10 @@ def _left(trainer: pl.Trainer) -> str | None:
         return None
     spool = Spool(publisher.spool_folder(trainer))
     job = spool.look(spool.deferred, "history.json")
-    file = Path(job.local_path) if job is not None else None
-    return file.read_text(encoding="utf-8") if file is not None and file.is_file() else None
+    with suppress(OSError, ValueError):
+        if job is not None:
+            return Path(job.local_path).read_text(encoding="utf-8")
+    return None
 
 
 def _published() -> str | None:

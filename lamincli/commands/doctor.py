@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lamincli import __version__, console
+from lamincli.connection import reached
 from lamincli.errors import InstanceError
-from lamincli.instance import DEFAULT_FOLDER, connected
+from lamincli.instance import DEFAULT_FOLDER
 from lamincli.spool import Spool, left_behind, missing_spools, spools_below
 
 TESTED = {"lightning": "2.6.6", "jsonargparse": "4.53.0", "lamindb": "2.12.1", "torch": "2.13.0"}
@@ -54,7 +55,7 @@ def _check_instance(instance: str | None) -> int:
     if instance is None and not settings.is_configured and not DEFAULT_FOLDER.exists():
         console.say(f"no instance connected; a training creates a local one in {DEFAULT_FOLDER}")
         return 0
-    with connected(instance, create=False) as slug:
+    with reached(instance) as slug:
         import lamindb as ln
 
         from lamincli.closing import finish_ends

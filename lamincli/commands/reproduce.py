@@ -13,11 +13,11 @@ from typing import Any
 import yaml
 
 from lamincli import console, differences, recipe
+from lamincli.connection import reached
 from lamincli.differences import Finding, State
 from lamincli.errors import LaminReferenceError, LaminTrainError, UsageError, first_line
 from lamincli.features import DESCRIPTIONS
 from lamincli.folders import Scratch
-from lamincli.instance import connected
 from lamincli.process import DECIDED_VARIABLE, RUN_UID_VARIABLE
 from lamincli.redaction import REDACTED, redact, redacted_keys
 from lamincli.references import References
@@ -68,7 +68,7 @@ def main(words: Sequence[str]) -> int:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         _check_places(options)
-        with connected(options.instance, create=False) as slug:
+        with reached(options.instance) as slug:
             return _reproduce(options, rest, slug)
     except LaminTrainError as error:
         console.fail(str(error))

@@ -8,9 +8,18 @@ import struct
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from typing import Any
 
-from django.db import IntegrityError, InterfaceError, OperationalError, connection, connections
+from django.db import (
+    DatabaseError,
+    DataError,
+    IntegrityError,
+    InterfaceError,
+    OperationalError,
+    connection,
+    connections,
+)
 
 from lamincli.errors import InstanceError, UnreachableError, first_line
 from lamincli.hub import is_unreachable
@@ -24,6 +33,8 @@ _SQLITE_NEEDS_SOMEBODY = (
     )
     else set()
 )
+_SQLITE_ERROR = 1  # of the statement: no such table, no such column
+_POSTGRES_OTHER_TABLES = ("42P01", "42703")  # no such table, no such column
 _SQLITE_MOVED = 1032  # SQLITE_READONLY_DBMOVED: the file is away, as with the disk that it is on
 _POSTGRES_NEEDS_SOMEBODY = ("28", "3D", "42")  # credentials, no such database, no such table
 _STORE_NEEDS_SOMEBODY = {
@@ -64,8 +75,7 @@ def verdict(error: BaseException) -> Verdict:
         code = getattr(cause, "sqlite_errorcode", None)
         if code is not None and code != _SQLITE_MOVED and code & 0xFF in _SQLITE_NEEDS_SOMEBODY:
             return "park"
-        state = getattr(cause, "pgcode", None) or getattr(cause, "sqlstate", None) or ""
-        return "park" if state.startswith(_POSTGRES_NEEDS_SOMEBODY) else "retry"
+        return "park" if _state(error).startswith(_POSTGRES_NEEDS_SOMEBODY) else "retry"
     if _store_code(error) in _STORE_PASSES:
         return "retry"
     if isinstance(error, OSError):
@@ -77,6 +87,12 @@ def verdict(error: BaseException) -> Verdict:
         missing = type(error).__name__ in {"NoCredentialsError", "PartialCredentialsError"}
         return "park" if missing or _store_code(error) in _STORE_NEEDS_SOMEBODY else "retry"
     return "park"
+
+
+def _state(error: BaseException) -> str:
+    """Return the SQLSTATE of an error of PostgreSQL."""
+    cause = error.__cause__
+    return str(getattr(cause, "pgcode", None) or getattr(cause, "sqlstate", None) or "")
 
 
 def _store_code(error: BaseException) -> str | None:
@@ -129,16 +145,40 @@ def asking(slug: str) -> Iterator[None]:
     """
     try:
         yield
-    except (OperationalError, InterfaceError) as error:
+    except (DatabaseError, InterfaceError) as error:
+        if isinstance(error, (IntegrityError, DataError)):
+            raise
         is_server = connection.vendor == "postgresql"
-        refuses = verdict(error) == "park" or (is_server and _refuses())
-        verb = "used" if refuses else "reached" if is_server else "written"
-        mend = "Start its database" if is_server else "See to its disk"
-        mend = "See to its address, credentials and permissions" if refuses else mend
-        raise (InstanceError if refuses else UnreachableError)(
-            f"LaminDB instance {slug} cannot be {verb}: {first_line(error)}. {mend}, or train "
-            "without a record: --lamin.track false."
+        about = f"LaminDB instance {slug} cannot be"
+        if verdict(error) == "park" or (is_server and _refuses()):
+            raise InstanceError(
+                f"{about} used: {first_line(error)}. {_mend(error)} To train meanwhile: "
+                "--lamin.offline keeps the run for later, --lamin.track false leaves it out."
+            ) from error
+        reached = ("reached", "Start its database")
+        verb, mend = reached if is_server else ("written", "See to its disk")
+        raise UnreachableError(
+            f"{about} {verb}: {first_line(error)}. {mend}, or train without a record: "
+            "--lamin.track false."
         ) from error
+
+
+def _mend(error: BaseException) -> str:
+    """Say what helps against a database that refuses."""
+    is_sqlite = connection.vendor == "sqlite"
+    place = f" {connection.settings_dict['NAME']}" if is_sqlite else ""
+    if is_sqlite and type(error) is DatabaseError:
+        return (
+            f"The file{place} is damaged. Restore it from a backup, or name another instance with "
+            "--lamin.instance."
+        )
+    code = getattr(error.__cause__, "sqlite_errorcode", 0) & 0xFF
+    if code == _SQLITE_ERROR or _state(error) in _POSTGRES_OTHER_TABLES:
+        return (
+            f"The database{place} does not have the tables of lamindb {version('lamindb')}. If it "
+            "is of an earlier version, migrate it: lamin migrate deploy."
+        )
+    return f"See to the address, the credentials and the permissions of its database{place}."
 
 
 def _refuses() -> bool:

@@ -79,6 +79,42 @@ def test_config_that_is_no_yaml(refused, project):
     assert "line 2, column 1" in refused("fit", "--config=c.yaml")
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff\xfe\x00binary", "--config config.yaml: it is no text"),
+        (b"\x00\x01", "control characters are not allowed"),
+        (b"", "is empty"),
+        (b"- a", "begins: - a"),
+        (b"a: " + b"[" * 2000 + b"]" * 2000, "--config config.yaml: the values lie too deeply"),
+        (b"a: &a [*a]", "--config config.yaml: the values lie too deeply"),
+        (b"model: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
+    ],
+)
+def test_config_of_any_content(refused, project, content, message):
+    (project / "config.yaml").write_bytes(content)
+    assert message in refused("fit", "--config=config.yaml")
+
+
+def test_config_that_is_a_folder(refused, project):
+    (project / "config.yaml").mkdir()
+    assert "Path is not a file" in refused("fit", "--config=config.yaml")
+
+
+@pytest.mark.parametrize("words", [[], ["--trainer.logger=false"]])
+def test_folder_to_which_nothing_can_be_written(refused, project, words):
+    (project / "file").write_text("")
+    err = refused("fit", "--trainer.default_root_dir=file/root", *words)
+    assert "trainer.default_root_dir file/root: Not a directory. Name a folder that" in err
+
+
+def test_folder_to_which_nothing_is_written(train, last_run, project):
+    (project / "file").write_text("")
+    logger = "--trainer.logger={class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: logs}}"
+    train("fit", "--trainer.default_root_dir=file/root", logger)
+    assert (last_run().status, last_run().output_artifacts.count() > 2) == ("completed", True)
+
+
 def test_all_mistakes_of_the_record_at_once(refused, ln):
     ln.Feature(name="plates", dtype=int).save()
     err = refused(

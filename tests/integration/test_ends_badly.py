@@ -1,0 +1,211 @@
+"""Databases that are damaged, and ends that cannot be recorded: said, and never lost."""
+
+import os
+import shutil
+import sqlite3
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+from conftest import TINY
+
+from lamincli.commands import doctor, reproduce, sync
+from lamincli.instance import connect
+from lamincli.main import main
+
+COPY = Path("copy")
+DATABASE = COPY / ".lamindb" / "lamin.db"
+
+
+@pytest.fixture
+def copy(ln, project):
+    """Give the project an instance of its own, which may be damaged."""
+    shutil.copytree(ln.setup.settings.instance.storage.root_as_str, COPY)
+    return project
+
+
+def garbage():
+    DATABASE.write_bytes(os.urandom(100_000))
+
+
+def torn():
+    os.truncate(DATABASE, 20_000)
+
+
+def holes():
+    with DATABASE.open("r+b") as file:
+        for place in range(8192, DATABASE.stat().st_size, 8192):
+            file.seek(place)
+            file.write(os.urandom(4096))
+
+
+def empty():
+    os.truncate(DATABASE, 0)
+
+
+def folder():
+    DATABASE.unlink()
+    DATABASE.mkdir()
+
+
+def other_tables():
+    DATABASE.unlink()
+    with sqlite3.connect(DATABASE) as other:
+        other.execute("CREATE TABLE things (id)")
+
+
+def older_tables():
+    with sqlite3.connect(DATABASE) as other:
+        other.execute("ALTER TABLE lamindb_run DROP COLUMN cli_args")
+
+
+@pytest.mark.parametrize(
+    ("damage", "help_"),
+    [
+        (garbage, "is damaged. Restore it from a backup"),
+        (torn, "is damaged. Restore it from a backup"),
+        (holes, "is damaged. Restore it from a backup"),
+        (empty, "is no database. Restore that file"),
+        (folder, "is no database. Restore that file"),
+        (other_tables, "does not have the tables of lamindb"),
+        (older_tables, "does not have the tables of lamindb"),
+    ],
+)
+def test_damaged_database_is_told_before_anything_is_trained(train, copy, capsys, damage, help_):
+    damage()
+    with pytest.raises(SystemExit) as stop:
+        train("fit", "--lamin.instance=./copy")
+    err = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert "Traceback" not in err
+    assert (str(DATABASE) in err, help_ in err) == (True, True), err
+    assert not (copy / "lightning_logs").exists()
+
+
+@pytest.mark.parametrize("damage", [garbage, empty])
+def test_training_goes_on_without_a_damaged_database_if_asked(train, copy, damage):
+    damage()
+    cli = train("fit", "--lamin.instance=./copy", "--lamin.offline")
+    assert (cli.ending.status, cli.is_offline) == ("completed", True)
+    assert "the end of the run" in cli.unpublished
+
+
+@pytest.mark.parametrize(("command", "code"), [(doctor, 1), (reproduce, 2)])
+def test_commands_tell_of_a_damaged_database(copy, capsys, command, code):
+    garbage()
+    words = ["--instance=./copy", *(["latest"] if command is reproduce else [])]
+    assert command.main(words) == code
+    err = capsys.readouterr().err
+    assert f"{DATABASE} is damaged" in err
+
+
+class Damage(pl.Callback):
+    def on_train_batch_end(self, trainer, module, outputs, batch, index):
+        if index == 1:
+            garbage()
+
+
+def test_database_that_is_damaged_meanwhile_ends_no_training(train, copy, capsys):
+    callbacks = {"callbacks": [Damage()]}
+    cli = train("fit", "--lamin.instance=./copy", trainer_defaults=callbacks)
+    assert cli.trainer.global_step == 4
+    assert cli.ending.status == "completed"
+    assert "the end of the run" in cli.unpublished
+    assert any(path.endswith(".ckpt") for path in cli.unpublished)
+    out, err = capsys.readouterr()
+    assert out.count("not in LaminDB: ") == len(cli.unpublished), err
+    assert "Traceback" not in err
+    assert sync.main(["."]) == 3
+
+
+def test_copied_instance_is_the_one_that_is_used(train, ln, copy):
+    original = ln.setup.settings.instance.storage.root_as_str
+    runs = ln.Run.filter().count()
+    cli = train("fit", "--lamin.instance=./copy")
+    assert ln.Storage.get(cli.lamin_run.output_artifacts.first().storage_id).root == str(
+        copy / "copy"
+    )
+    assert ln.Run.filter().count() == runs + 1
+    connect(original)
+    assert ln.Run.filter().count() == runs
+    assert ln.Storage.filter(root=original).count() == 1
+
+
+# -- ends that cannot be recorded -----------------------------------------------------------------
+
+
+def failing(monkeypatch, place, name, error, times=1):
+    """Let a function fail, once unless told otherwise."""
+    function, left = getattr(place, name), [times]
+
+    def fail(*args, **kwargs):
+        if left[0]:
+            left[0] -= 1
+            raise error
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(place, name, fail)
+
+
+@pytest.fixture
+def runs(ln):
+    from lamincli.registry import runs
+
+    return runs
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("set_ending", "the end of the run"),
+        ("save_report", "the log of the run"),
+        ("add_metric_features", "the metrics of the run"),
+    ],
+)
+def test_what_cannot_be_recorded_at_the_end_is_left_to_sync(
+    train, ln, last_run, runs, monkeypatch, capsys, name, what
+):
+    failing(monkeypatch, runs, name, OSError(28, "No space left on device"))
+    cli = train("fit")
+    assert what in cli.unpublished
+    assert f"! {'the metrics' if 'metrics' in what else 'run'}" in capsys.readouterr().err
+    assert sync.main(["."]) == 0
+    run = last_run()
+    assert (run.status, run.report is None) == ("completed", False)
+    assert "train_loss" in run.extra_data["metrics"]
+    assert "completed" in Path(run.report.cache()).read_text()
+
+
+def test_end_that_cannot_be_recorded_is_in_the_panel(train, ln, runs, monkeypatch, capsys):
+    failing(monkeypatch, runs, "set_ending", RuntimeError("anything"))
+    cli = train("fit")
+    out = capsys.readouterr().out
+    assert cli.unpublished == ["the end of the run"]
+    assert "not in LaminDB: the end of the run" in out
+    assert "lamin-train sync" in out
+
+
+def test_end_without_a_trainer_is_left_to_sync_too(train, ln, last_run, runs, monkeypatch, capsys):
+    from tests_models import TinyModel
+
+    class Broken(TinyModel):
+        def __init__(self, width: int = 4) -> None:
+            raise RuntimeError("boom")
+
+    failing(monkeypatch, runs, "set_ending", OSError(28, "No space left on device"))
+    with pytest.raises(RuntimeError, match="boom"):
+        train("fit", model_class=Broken)
+    assert "will be closed by lamin-train sync" in capsys.readouterr().err
+    assert last_run().status == "started"
+    assert sync.main(["."]) == 0
+    assert last_run().status == "errored"
+
+
+@pytest.mark.parametrize("words", [[], ["--model.at=exit0"]])
+def test_exit_code_says_that_something_is_left(train, ln, runs, monkeypatch, words):
+    failing(monkeypatch, runs, "save_report", OSError(28, "No space left on device"))
+    with pytest.raises(SystemExit) as stop:
+        main(
+            ["fit", "--model=tests_models.TinyModel", "--data=tests_models.TinyData", *TINY, *words]
+        )
+    assert stop.value.code == 3
