@@ -856,11 +856,15 @@ class LaminLightningCLI(LightningCLI):
             UsageError: There is such a value; all of them are named.
         """
         given = self._given_of_all()  # which notes what was taken out
-        missing = self._taken_out.missing(given, given.get("subcommand")) if given else {}
+        if not given:
+            return  # another mistake, which is told when it is parsed
+        stage = given.get("subcommand")
+        missing = self._taken_out.missing(given, stage)
         if option_in(self._typed(), "--lamin.resume") is not None:
             self._asked_later = missing.pop("ckpt_path", "")  # a run goes on from its own
-        if missing:
-            raise UsageError.of(list(missing.values()))
+        section = given.get(stage, given) if stage else given
+        if mistakes := [*missing.values(), *mistakes_in(section.as_dict())]:
+            raise UsageError.of(mistakes)
 
     def _refuse_placeholders(self) -> None:
         """Refuse a config that holds a placeholder, from wherever it came."""

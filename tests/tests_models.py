@@ -198,7 +198,7 @@ class SecretModel(TinyModel):
     def __init__(
         self,
         api_key: str,
-        db: str = "",
+        db: str | None = "",
         gain: float = 40.0,
         hub: dict[str, Any] | None = None,
         learning_rate: float = 0.1,

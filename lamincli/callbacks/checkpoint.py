@@ -425,7 +425,7 @@ class Checkpoint(GoesOn, ll.Checkpoint):
             self._add(trainer, job)
 
     def _add(self, trainer: pl.Trainer, job: Job, filepath: Path | str = "") -> None:
-        self._publisher_for(trainer).add(job, *self._to_pin(job, filepath), owner=self)
+        self._publisher_for(trainer).add(*self._pinned(job, filepath), owner=self)
 
     def _publisher_for(self, trainer: pl.Trainer) -> Publisher:
         limit = self._spool_limit_gb
@@ -506,28 +506,30 @@ class Checkpoint(GoesOn, ll.Checkpoint):
         self, trainer: pl.Trainer, path: Path, kind: Literal["config", "hparams"]
     ) -> Any:
         job = self._job("save", trainer, path, kind)
-        if kind == "config" and self._copy_of(text := path.read_text()) != text:
-            job = replace(job, notes={originals.NOTE: originals.note_of(path, text, job.run)})
         if not self._persists_by_itself(f"save_{kind}_artifact"):
             self._add(trainer, job, path)
             return None
         return self._publish_now(trainer, job, path)
 
-    def _to_pin(self, job: Job, filepath: Path | str) -> tuple[Path | None, str | None]:
-        """Return the file of a job and, where its text is cleaned before, that text."""
-        if not filepath or job.is_in_place:
-            return None, None
-        path = Path(filepath)
-        is_text = job.kind in ("config", "hparams")
-        return path, self._copy_of(path.read_text()) if is_text else None
+    def _pinned(self, job: Job, filepath: Path | str) -> tuple[Job, Path | None, str | None]:
+        """Return a job, its file and, where a copy without secrets is published, the text of that.
 
-    def _copy_of(self, text: str) -> str:
-        """Return what is published of a config."""
-        return redact_config(with_variables(text, self._variables))
+        The job of a config notes where the original is.
+        """
+        if not filepath or job.is_in_place:
+            return job, None, None
+        path = Path(filepath)
+        if job.kind not in ("config", "hparams"):
+            return job, path, None
+        text = path.read_text()
+        copy = redact_config(with_variables(text, self._variables))
+        if job.kind == "config" and copy != text:
+            job = replace(job, notes={originals.NOTE: originals.note_of(path, text, job.run)})
+        return job, path, copy
 
     def _publish_now(self, trainer: pl.Trainer, job: Job, filepath: Path | str) -> Any:
         publisher = self._publisher_for(trainer)
-        artifact = publisher.publish(job, *self._to_pin(job, filepath), owner=self)
+        artifact = publisher.publish(*self._pinned(job, filepath), owner=self)
         self._tell(trainer)
         return artifact
 

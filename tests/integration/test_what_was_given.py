@@ -332,14 +332,17 @@ def test_other_places_of_a_placeholder(train, project, refused, capsys):
     callback = {"class_path": "lamincli.Checkpoint", "init_args": {
         "artifact_observers": [{"class_path": "tests_models.Collect", "init_args": {"name": REDACTED}}],
     }}  # fmt: skip
-    config = {"trainer": {"callbacks": [callback]}, "model": {"hub": {REDACTED: 1}}}
+    config = {"trainer": {"callbacks": [callback]},
+              "model": {"hub": {REDACTED: 1}, "db": REDACTED}}  # fmt: skip
     (project / "c.yaml").write_text(yaml.safe_dump(config))
     place = "trainer.callbacks.0.init_args.artifact_observers.0.init_args.name"
     err = refused("fit", "--config=c.yaml", f"--model.api_key={REDACTED}")
+    assert "model.db was taken out of c.yaml. Give it: --model.db VALUE" in err, "all at once"
     for key in (place, "model.hub", "model.api_key"):
         assert f"{key} holds {REDACTED}" in err
         assert f"Give it: --{key} VALUE" in err
-    words = ["--config=c.yaml", f"--{place}=told", "--model.api_key=k", "--model.hub={'a': 1}"]
+    words = ["--config=c.yaml", f"--{place}=told", "--model.api_key=k", "--model.hub={'a': 1}",
+             "--model.db=null"]  # fmt: skip
     train("fit", *words, **SECRET)
     assert Collect.told.pop()[0] == "told"
     err = refused("fit", f"--model.api_key={REDACTED}", parser_class=LightningArgumentParser)
