@@ -10,6 +10,7 @@ import pytest
 from conftest import TINY
 
 from lamincli.commands import doctor, reproduce, sync
+from lamincli.folders import settings_folder
 from lamincli.instance import connect
 from lamincli.main import main
 
@@ -19,9 +20,12 @@ DATABASE = COPY / ".lamindb" / "lamin.db"
 
 @pytest.fixture
 def copy(ln, project):
-    """Give the project an instance of its own, which may be damaged."""
+    """Give the project an instance of its own, which may be damaged, and is forgotten then."""
+    known = set(settings_folder().iterdir())
     shutil.copytree(ln.setup.settings.instance.storage.root_as_str, COPY)
-    return project
+    yield project
+    for file in set(settings_folder().iterdir()) - known:
+        file.unlink()
 
 
 def garbage():
