@@ -22,6 +22,7 @@ from typing import Any, Literal
 from lamincli import console
 from lamincli.console import one_line
 from lamincli.errors import LaminTrainError, first_line
+from lamincli.redaction import redact_text
 from lamincli.registry.base import Registry
 from lamincli.spool import NOT_OURS, Job, Spool
 
@@ -243,7 +244,7 @@ class Drainer:
                 reason = "".join(traceback.format_exception_only(error)).strip()
                 if not isinstance(error, (OSError, LaminTrainError)):
                     reason = "".join(traceback.format_exception(error)).strip()
-                self.spool.park(name, reason)
+                self.spool.park(name, redact_text(reason))
                 self.parked.append((name_of(decided), first_line(error)))
                 self._warn(
                     f"{one_line(name_of(decided))} is set aside: {first_line(error)}; "

@@ -20,6 +20,7 @@ import yaml
 from lamincli.errors import UsageError
 from lamincli.options import LaminOptions
 from lamincli.process import PARENT_VARIABLE, REPRODUCES_VARIABLE
+from lamincli.redaction import REDACTED
 
 _OUTPUTS = {"dirpath", "save_dir", "root_dir", "log_dir", "output_dir", "default_root_dir"}
 _PACKAGES = "pypackages/"
@@ -80,6 +81,11 @@ def plan(
     if recorded_code:
         if not source:
             raise UsageError(f"run {uid} has no recorded source. Leave out --code recorded.")
+        if REDACTED in source:
+            raise UsageError(
+                f"the recorded source of run {uid} holds {REDACTED} in the place of a secret that "
+                "was taken out, so it is not what ran. Leave out --code recorded."
+            )
         place = scratch / "code"
         program, path = _recorded(transform_key, script, place)
         if path:

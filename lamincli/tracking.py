@@ -54,7 +54,7 @@ from lamincli.process import (
     started_program,
 )
 from lamincli.publisher import END_OF_RUN, Publisher, name_of
-from lamincli.redaction import redact, redact_argv, redact_text
+from lamincli.redaction import learn, redact, redact_argv, secrets_in_code
 from lamincli.references import find_run
 from lamincli.registry import arrays, runs
 from lamincli.registry.lamin import LaminRegistry, how_to_create
@@ -65,6 +65,7 @@ from lamincli.spool import Job, Spool, known_spools
 from lamincli.spool.index import FOLDER_NAME
 
 _LATER = " now, but will be by lamin-train sync"
+_MOST_NAMED = 5
 _OWNED: set[str] = set()  # uids of the open runs that this process began
 
 
@@ -187,6 +188,7 @@ class TrackedRun:
 
     def add_features(self, values: dict[str, Any]) -> None:
         """Annotate the run, where no checkpoint callback does it."""
+        values = {name: redact(value, name) for name, value in values.items()}
         if values and self.spooled is not None:
             self.spooled.add(self.spooled.job("annotate", named={"wanted": values}))
         elif values:
@@ -197,7 +199,7 @@ class TrackedRun:
         values = metric_values(metrics)
         if not values:
             return
-        self._metrics = as_json(values)  # saved with the ending at the latest
+        self._metrics = redact(as_json(values))  # saved with the ending at the latest
         if self.spooled is not None:
             return
         with self._owing("the metrics of the run", f"the metrics could not be recorded{_LATER}"):
@@ -258,6 +260,8 @@ class TrackedRun:
             with self._owing("the log of the run", text):
                 runs.save_report(self.record)
         if self._owed:
+            if log := self._log_file():
+                self._try("given a log without secrets", partial(runs.clean_log, log))
             self._try("closed", lambda: self._leave_ending(status, ended, reason))
         self._let_go()
 
@@ -441,6 +445,7 @@ def begin(
         )
     array = arrays.of_job() if options.parent == arrays.WORD else {}
     named = None if array else options.parent
+    learn(params)
     command = redact_argv(argv)
     uid = str(resumes.uid) if resumes is not None else base62_16()
     process = ProcessIdentity.current().to_dict()
@@ -460,27 +465,29 @@ def begin(
         parent=parent or named or (outer and outer.uid) or os.environ.get(PARENT_VARIABLE),
         array=array,
         has_lightning_features=options.auto_features,
-        params=as_json(redact(params)),
-        record={
-            "version": __version__,
-            "stage": stage,
-            "model": model,
-            "process": process,
-            "job": job_id(),
-            "fit_number": fit_number(),
-            **({"slurm": facts} if (facts := slurm.facts()) else {}),
-            "program": started_program(),
-            "hardware": hardware.describe(),
-            "files": _hashes_of_files(params),
-            "modules": modules,
-            **({"doubts": doubts} if doubts else {}),
-            **({"reproduces": {"run": reproduced}} if reproduced else {}),
-        },
+        params=redact(as_json(redact(params))),  # what only JSON has made a text of, too
+        record=redact(
+            {
+                "version": __version__,
+                "stage": stage,
+                "model": model,
+                "process": process,
+                "job": job_id(),
+                "fit_number": fit_number(),
+                **({"slurm": facts} if (facts := slurm.facts()) else {}),
+                "program": started_program(),
+                "hardware": hardware.describe(),
+                "files": _hashes_of_files(params),
+                "modules": modules,
+                **({"doubts": doubts} if doubts else {}),
+                **({"reproduces": {"run": reproduced}} if reproduced else {}),
+            }
+        ),
         attempt={
             "host": process["host"],
             "started_at": now,
             "command": command,
-            "checkpoint": dict(checkpoint) if checkpoint else None,
+            "checkpoint": redact(dict(checkpoint)) if checkpoint else None,
             "code": hashlib.sha256(code["code"].encode()).hexdigest()[:16],
         },
         references=dict(references or {}),
@@ -488,6 +495,8 @@ def begin(
         goes_on=resumes is not None,
         **code,
     )
+    if not is_outers and resumes is None:
+        _tell_of_secrets(beginning)
     context_before = dict(vars(ln.context))
     try:
         tracked = _begin_somewhere(
@@ -506,6 +515,17 @@ def begin(
         _OWNED.add(tracked.uid)
         tracked.log = _open_log(tracked, command)
     return tracked
+
+
+def _tell_of_secrets(beginning: Beginning) -> None:
+    """Say which lines of the code, which is published as it is, hold a secret."""
+    if found := secrets_in_code(beginning.code):
+        named = ", ".join(str(one) for one in found[:_MOST_NAMED])
+        more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
+        console.warn(
+            f"{beginning.path or beginning.key} seems to hold secrets: {named}{more}. It is "
+            "published as the transform of the run. Take them from environment variables."
+        )
 
 
 def _begin_somewhere(
@@ -641,7 +661,7 @@ def _hashes_of_files(params: Mapping[str, Any]) -> dict[str, str]:
         for text in strings_in(params.get(section)):
             with contextlib.suppress(OSError, ValueError):
                 if Path(text).is_file():
-                    hashes[redact_text(text)] = hash_file(Path(text))[1]
+                    hashes[text] = hash_file(Path(text))[1]
     return hashes
 
 
@@ -673,7 +693,8 @@ def _reopen(run: Any, slug: str, code: str) -> TrackedRun:
                 spool.drop(name)
                 ends.append((folder, replace(job, pin="", size_bytes=0, stamp="")))
         spool.lock.release()
-    if run.transform.source_code and code != run.transform.source_code:
+    recorded = run.transform.source_code
+    if recorded and recorded not in (code, runs.stored_code(code)):
         console.warn(f"the code is not what run {run.uid} began with; its record keeps the first")
     ln.context._run, ln.context._transform = run, run.transform
     return TrackedRun(run, slug, owned=True, before=earlier, ends=ends)

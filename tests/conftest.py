@@ -53,12 +53,14 @@ def _instance(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Work in an empty folder, with no words on the command line, and leave no spool to others."""
+    from lamincli.redaction import forget
     from lamincli.spool.index import index_folder
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["lamin-train"])
     yield tmp_path
     shutil.rmtree(index_folder(), ignore_errors=True)
+    forget()
 
 
 @pytest.fixture

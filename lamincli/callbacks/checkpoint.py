@@ -34,7 +34,7 @@ from lamincli.keys import as_key
 from lamincli.offline import SpooledRun
 from lamincli.options import LaminOptions
 from lamincli.publisher import Published, Publisher
-from lamincli.redaction import redact_config
+from lamincli.redaction import learn, redact, redact_config
 from lamincli.registry.lamin import LaminRegistry
 from lamincli.registry.outages import asking, give_back_connections
 from lamincli.spool import Job
@@ -171,6 +171,8 @@ class Checkpoint(GoesOn, ll.Checkpoint):
         """Learn the run on every rank, and check the features once a run."""
         if trainer.is_global_zero:
             adopt_from_parent()
+            for owner in (pl_module, trainer.datamodule):  # type: ignore[attr-defined]
+                learn(dict(getattr(owner, "hparams", None) or {}))  # as hparams.yaml will hold them
             self.learn_features(trainer, pl_module)
         ModelCheckpoint.setup(self, trainer, pl_module, stage)
         self._trainer = trainer
@@ -190,6 +192,7 @@ class Checkpoint(GoesOn, ll.Checkpoint):
         self._features_of_run = self._run_uid
         self._are_run_features_spooled = False
         annotator = self._feature_annotator
+        annotator._run_features = redact(annotator._run_features)
         self._knows_names_only = self._spooled is not None
         if self._spooled is None:
             try:
@@ -384,7 +387,7 @@ class Checkpoint(GoesOn, ll.Checkpoint):
         """Return values by the uids of their features; what no database stores is left out."""
         known = self._feature_uids or {}
         by_uid = {}
-        for feature, value in _storable(values):
+        for feature, value in _storable(self._without_secrets(values)):
             uid = known.get(feature) if isinstance(feature, str) else feature.uid
             if uid is not None:
                 by_uid[uid] = value
@@ -396,7 +399,7 @@ class Checkpoint(GoesOn, ll.Checkpoint):
     def _by_name(self, values: dict[Any, Any]) -> dict[str, dict[str, Any]]:
         """Return values as `Job.named` holds them, while no feature can be looked up."""
         named: dict[str, dict[str, Any]] = {}
-        for feature, value in _storable(values):
+        for feature, value in _storable(self._without_secrets(values)):
             is_wanted = feature in self._feature_annotator._artifact_features
             group = "lightning" if not isinstance(feature, str) else "hparams"
             name = feature if isinstance(feature, str) else feature.name
@@ -404,6 +407,25 @@ class Checkpoint(GoesOn, ll.Checkpoint):
         if "score" in named.get("lightning", {}):
             named["lightning"]["model_rank"] = 0  # until all are ranked
         return named
+
+    def _without_secrets(self, values: dict[Any, Any]) -> dict[Any, Any]:
+        """Return values of features without secrets, which hyper-parameters may be."""
+        clean = {}
+        for feature, value in values.items():
+            if value is not None and not isinstance(value, (bool, int, float)):
+                # They are the same objects at every save, which shall wait for nothing.
+                known = self._clean_values.get(feature)
+                if known is None or known[0] is not value:
+                    name = feature if isinstance(feature, str) else feature.name
+                    known = self._clean_values[feature] = (value, redact(value, name))
+                value = known[1]
+            clean[feature] = value
+        return clean
+
+    @property
+    def _clean_values(self) -> dict[Any, tuple[Any, Any]]:
+        values: dict[Any, tuple[Any, Any]] = self.__dict__.setdefault("_cleaned", {})
+        return values
 
     def _spool_run(self, trainer: pl.Trainer) -> None:
         """Spool the features of the run, and hparams.yaml as soon as there is one; both once."""
@@ -664,7 +686,9 @@ class Checkpoint(GoesOn, ll.Checkpoint):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave behind what belongs to this process, for strategies that spawn the ranks."""
-        ours: dict[str, Any] = {"_publisher": None, "_completion": None, "_due_calls": deque()}
+        ours: dict[str, Any] = {
+            "_publisher": None, "_completion": None, "_due_calls": deque(), "_cleaned": {}
+        }  # fmt: skip
         return self.__dict__ | ours
 
 

@@ -19,6 +19,7 @@ from lamincli.differences import read_rows
 from lamincli.errors import first_line
 from lamincli.features import DESCRIPTIONS, FILE_NAME_OF_HISTORY, HISTORY_COLUMNS
 from lamincli.offline import is_stand_in
+from lamincli.redaction import redact_text
 from lamincli.registry.download import fetch
 from lamincli.spool import Spool
 
@@ -39,6 +40,7 @@ class MetricsHistory(Callback):
 
     def __init__(self) -> None:
         self._rows: list[tuple[int, str, Any]] = []
+        self._names: dict[str, str] = {}  # of metrics, as they are published
         self._file: Path | None = None
         self._is_begun = False
         self._earlier: str | None = None  # what a killed attempt of this run has left
@@ -122,9 +124,11 @@ class MetricsHistory(Callback):
         if not self._is_begun:
             writer.writerow(HISTORY_COLUMNS)
         for step, name, value in rows:
+            if name not in self._names:
+                self._names[name] = redact_text(str(name))
             with suppress(TypeError, ValueError, RuntimeError):  # what is no number
                 number = float(value.item() if isinstance(value, torch.Tensor) else value)
-                writer.writerow([step, name, repr(number)])
+                writer.writerow([step, self._names[name], repr(number)])
         self._file = self._file or _place(trainer)
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ redact_argv     command lines
 redact_config   the text of a config, which says at its head what was taken out
 redact_text     logs, messages, names, environment files
 learn           secrets that are taken out of texts by their value, from here on
+secrets_in_code hard-coded ones, which are told, for code is published as it ran
 ```
 
 A value is a secret when its name says so (``api_key``, ``password``, at any depth), when its form
@@ -15,13 +16,16 @@ such relation is left alone: numbers, marks such as ``pad_token``, paths, hashes
 Nothing here touches a file or a database.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lamincli.redaction.known import forget, remember
 from lamincli.redaction.names import is_secret_key
 from lamincli.redaction.nested import redact, redact_argv, redacted_keys, secrets_by_name
 from lamincli.redaction.text import redact_line, redact_text
 from lamincli.redaction.values import REDACTED
+
+if TYPE_CHECKING:
+    from lamincli.redaction.code import HardCoded
 
 __all__ = [
     "REDACTED",
@@ -34,6 +38,7 @@ __all__ = [
     "redact_line",
     "redact_text",
     "redacted_keys",
+    "secrets_in_code",
 ]
 
 
@@ -47,3 +52,10 @@ def redact_config(text: str) -> str:
     from lamincli.redaction import config  # imports YAML
 
     return config.redact_config(text)
+
+
+def secrets_in_code(code: str) -> "list[HardCoded]":
+    """Return the secrets in source code, by line; see `code.secrets_in_code`."""
+    from lamincli.redaction import code as of_code  # needed once a run
+
+    return of_code.secrets_in_code(code)

@@ -112,6 +112,11 @@ _RUN_ON = re.compile(
     r"|token|api|aws|shared)secret|topsecret|(?:auth|access|api|bot|refresh|bearer|github|gitlab"
     r"|hf|wandb|slack|npm|pypi)token)s?$"
 )
+_FILE_NAME = re.compile(
+    r"\.(?:pyi?|ipynb|ya?ml|json|toml|cfg|ini|txt|md|log|[ct]sv|parquet|h5(?:ad)?|pt|pth|ckpt|npz?|pkl"
+    r"|gz|zip|sh|pem|pub)$",
+    re.IGNORECASE,
+)
 _LONGEST = 200
 
 
@@ -120,7 +125,10 @@ def kind_of(name: str) -> Kind:
     """Return what a name says of its value: ``hub.apiKey``, ``--db-password``, ``X-Auth-Token``.
 
     In a path such as ``secrets.wandb`` every part counts, for what lies below a secret is secret.
+    What is called as a file, ``secrets.py``, is about that file.
     """
+    if _FILE_NAME.search(name):
+        return Kind.NONE
     name = unicodedata.normalize("NFKC", name[-_LONGEST:]).strip("-_ \t")
     parts = [part for part in name.split(".") if part]
     last = len(parts) - 1

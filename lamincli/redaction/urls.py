@@ -12,7 +12,7 @@ _HOST = re.compile(
     r"(?:[\w.\-]+\.[A-Za-z]{2,}|localhost|\[[\da-fA-F:.]+\])(?::\d+)?(?=[/?#,;:)}\]]|$)"
 )
 _ANY_HOST = re.compile(r"[\w.\-%]*(?::\d+)?(?=[/?#,;)}\]]|$)")
-# In these, who has no password is a token: https://ghp_…@github.com.
+# In these, a user without a password is a token.
 _TOKEN_SCHEMES = re.compile(r"(?:[\w.\-]+\+)?https?$", re.IGNORECASE)
 _OTHER_SCHEMES = re.compile(
     r"(?:[\w.\-]+\+)?(?:https?|wss?|ssh|git|file|s3|gs|gcs)$", re.IGNORECASE
@@ -39,9 +39,7 @@ def without_credentials(text: str) -> str:
 
 
 def _clean(scheme: str, rest: str, depth: int = 0) -> str:
-    inner = (
-        rest.find("://") if depth < 4 else -1
-    )  # a URL within this one, as `https://proxy/https://me:pw@host`
+    inner = rest.find("://") if depth < 4 else -1  # a URL within this one, as that of a proxy
     if inner >= 0:
         start = _SCHEME.search(rest, max(0, inner - 31), inner)
         if start is not None and start.start() > 0:

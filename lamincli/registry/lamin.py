@@ -26,6 +26,7 @@ from lamindb_setup.core.canonical_suffix import CanonicalSuffix
 from lamincli import console, order, originals
 from lamincli.errors import ContentChangedError, RecordError, UntrustedError
 from lamincli.features import EXTRA_DATA_KEY, dtype_of
+from lamincli.redaction import redact
 from lamincli.registry import outages, runs, storage, values
 from lamincli.registry.base import Verdict
 from lamincli.spool import Job
@@ -196,7 +197,7 @@ class LaminRegistry:
         else:
             artifact = self._new_row(job, file, run, revised)
         if job.callback:
-            about = {**job.notes, "checkpoint": job.callback, "saved_at": job.at}
+            about = {**redact(job.notes), "checkpoint": job.callback, "saved_at": job.at}
             artifact.extra_data = {EXTRA_DATA_KEY: about}
         elif note := job.notes.get(originals.NOTE):
             artifact.extra_data = {EXTRA_DATA_KEY: {originals.NOTE: {job.run: note}}}
@@ -357,6 +358,7 @@ class LaminRegistry:
         for feature, value in given:
             if feature is None or value is None:
                 continue
+            value = redact(value, feature.name)
             try:
                 fitting[feature] = (
                     values.as_stored(feature, value) if values.is_plain(feature) else value

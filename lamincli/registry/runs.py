@@ -25,6 +25,7 @@ from django.db import Error, connection, transaction
 from django.db.models import Model, ProtectedError
 from django.db.models.signals import pre_save
 from lamindb.base.types import RUN_STATUS_TO_CODE
+from lamindb.core._secret_redaction import redact_secrets_in_source_code as _redact_code
 from lamindb.errors import DoesNotExist
 
 from lamincli import console
@@ -33,11 +34,13 @@ from lamincli.errors import RecordError, did_you_mean, first_line
 from lamincli.features import EXTRA_DATA_KEY
 from lamincli.folders import Scratch, taking_turns
 from lamincli.process import PARENT_VARIABLE, gives_back
+from lamincli.redaction import redact, redact_text, secrets_in_code
 from lamincli.registry import arrays, outages, values
 from lamincli.source import Source
 from lamincli.spool import Spool, known_spools
 
 _CLI_ARGS_LENGTH = 1024
+_REDACTION_OF_CODE = "redact_secrets_in_source_code"
 _REFERENCE_LENGTH = 255
 _REPORT = "__lamindb_run__"
 _STATUSES = {code: status for status, code in RUN_STATUS_TO_CODE.items()}
@@ -168,7 +171,7 @@ def leave_context() -> None:
 
 def _track(beginning: Beginning, path: Path | None) -> Any:
     """Call `ln.track()` with all that it would otherwise ask, guess or take over."""
-    from lamindb.core import _context
+    from lamindb.core import _context, _secret_redaction
     from lamindb_setup.core.hashing import hash_file, hash_string
 
     if mistakes := record_mistakes(beginning.project, beginning.space, beginning.branch):
@@ -203,9 +206,21 @@ def _track(beginning: Beginning, path: Path | None) -> Any:
     }
     is_new = not ln.Transform.filter(hash=digest).exists()
     alone = one_at_a_time() if is_new else contextlib.nullcontext()
+
+    def clean(sender: Any, instance: Any, **_: Any) -> None:
+        if instance.reference:  # the remote of git, as its environment variable names it
+            instance.reference = redact_text(instance.reference)
+
     pre_save.connect(complete, sender=ln.Run, weak=False)
+    pre_save.connect(clean, sender=ln.Transform, weak=False)
     try:
-        with silent_lamindb(), _replaced(_context, told), alone, gives_back(PARENT_VARIABLE):
+        with (
+            silent_lamindb(),
+            _replaced(_context, told),
+            _replaced(_secret_redaction, {_REDACTION_OF_CODE: _as_stored}),
+            alone,
+            gives_back(PARENT_VARIABLE),
+        ):
             os.environ.pop(PARENT_VARIABLE, None)  # the parent is an argument, or left out
             arguments["transform"] = _transform_uid(digest, beginning.key)
             try:
@@ -218,6 +233,7 @@ def _track(beginning: Beginning, path: Path | None) -> Any:
                     ln.track(**arguments)
     finally:
         pre_save.disconnect(complete, sender=ln.Run)
+        pre_save.disconnect(clean, sender=ln.Transform)
     return ln.context.run
 
 
@@ -275,6 +291,23 @@ def source_of(source: Source, slug: str) -> dict[str, Any]:
         "code": source.code or Path(str(source.path)).read_text(),
         "is_file": source.path is not None and not in_notebook,
     }
+
+
+def stored_code(code: str) -> str:
+    """Return a source text as the record holds it.
+
+    lamindb takes out what is assigned to certain names, ``pad_token = "[PAD]"`` among them: code
+    that never ran. Here it takes out secrets alone, of which the user was told.
+    """
+    return _as_stored(code)[0]
+
+
+def _as_stored(code: str) -> tuple[str, int]:
+    redacted, _ = _redact_code(code)
+    secret = {one.line for one in secrets_in_code(code)}
+    pairs = enumerate(zip(code.split("\n"), redacted.split("\n"), strict=True), 1)
+    lines = [new if number in secret else old for number, (old, new) in pairs]
+    return "\n".join(lines), len(secret)
 
 
 def _transform_key(path: Path | None, slug: str) -> str:
@@ -341,7 +374,8 @@ def environment_of(uid: str) -> dict[str, str]:
 
     with silent_lamindb(), _environment_folder(_track_environment, uid) as folder:
         _track_environment.track_python_environment(SimpleNamespace(uid=uid))
-        return {file.name: file.read_text() for file in folder.glob("*")}
+        # The remotes of editable and VCS installs may hold credentials.
+        return {file.name: redact_text(file.read_text()) for file in folder.glob("*")}
 
 
 @contextlib.contextmanager
@@ -359,7 +393,7 @@ def _environment_folder(module: Any, uid: str) -> Iterator[Path]:
 
 def _keep_environment(beginning: Beginning, run: Any, path: Path | None) -> None:
     """Store what `ln.track()` keeps of runs of files only, and after the run is there."""
-    from lamindb.core import _finish
+    from lamindb.core import _finish, _secret_redaction
 
     if run.environment_id is not None or not beginning.environment:
         return
@@ -368,7 +402,8 @@ def _keep_environment(beginning: Beginning, run: Any, path: Path | None) -> None
         folder.mkdir(parents=True)
         for name, text in beginning.environment.items():
             (folder / Path(name).name).write_text(text)
-        _finish.save_context_core(run=run, transform=run.transform, filepath=file)
+        with _replaced(_secret_redaction, {_REDACTION_OF_CODE: _as_stored}):
+            _finish.save_context_core(run=run, transform=run.transform, filepath=file)
 
 
 def log_path(uid: str) -> Path:
@@ -376,8 +411,21 @@ def log_path(uid: str) -> Path:
     return Path(ln.setup.settings.cache_dir) / logs.name_of(uid)
 
 
+def clean_log(log: Path) -> None:
+    """Take secrets out of a log that waits in the spool, where its process still knows them."""
+    text = log.read_bytes()
+    if (clean := _without_secrets(text)) != text:
+        part = log.with_suffix(".part")
+        part.write_bytes(clean)
+        part.replace(log)
+
+
+def _without_secrets(log: bytes) -> bytes:
+    return redact_text(log.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
+
+
 def save_report(run: Any, log: Path | None = None) -> None:
-    """Make the log of a run its report.
+    """Make the log of a run, without secrets, its report.
 
     Args:
         run: The run.
@@ -386,7 +434,7 @@ def save_report(run: Any, log: Path | None = None) -> None:
     here, earlier = log_path(run.uid), run.report
     if log is None and not here.exists():
         return
-    text = (log or here).read_bytes()
+    text = _without_secrets((log or here).read_bytes())
     if earlier is not None:
         before = Path(earlier.cache(is_run_input=False)).read_bytes()
         if before.endswith(text):  # an attempt at this has come so far
@@ -440,7 +488,7 @@ def use(run: Any, artifacts: Mapping[str, Any]) -> None:
     for artifact in artifacts.values():
         make_input(run, artifact)
     extra = dict(run.extra_data or {})
-    references = {text: str(artifact.uid) for text, artifact in artifacts.items()}
+    references = redact({text: str(artifact.uid) for text, artifact in artifacts.items()})
     extra[EXTRA_DATA_KEY] = {**extra[EXTRA_DATA_KEY], "references": references}
     run.extra_data = extra
     run.save()
@@ -565,7 +613,7 @@ def describe_ending(
     goes_on = status == "scheduled"
     record = dict((run.extra_data or {}).get(EXTRA_DATA_KEY) or {})
     attempts = list(record.get("attempts") or [])
-    why = {"reason": reason} if reason else {}
+    why = {"reason": redact_text(reason)} if reason else {}
     begun = [one["started_at"] for one in attempts]
     number = begun.index(attempt) if attempt in begun else len(attempts) - 1
     if attempts:

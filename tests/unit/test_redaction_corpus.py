@@ -5,9 +5,7 @@ import shlex
 
 import pytest
 import yaml
-
-from lamincli.redaction import redact, redact_argv, redact_config, redact_text
-from tests.unit.secrets_of_test import (
+from unit.secrets_of_test import (
     FORMS,
     HARMLESS_NAMES,
     HARMLESS_TEXTS,
@@ -17,6 +15,8 @@ from tests.unit.secrets_of_test import (
     WEB_HOOKS,
     private_key,
 )
+
+from lamincli.redaction import redact, redact_argv, redact_config, redact_text
 
 SECRET = "s3cr3t-vAl7"
 
