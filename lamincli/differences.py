@@ -1,22 +1,19 @@
-"""What differs between a run and its reproduction. Pure: no database; torch only for checkpoints.
-
-A NaN equals a NaN here: two trainings that diverge alike are alike.
-"""
+"""What differs between a run and its reproduction. Pure: no database, and no torch."""
 
 import csv
 import io
-import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from difflib import unified_diff
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from lamincli.errors import first_line
+from lamincli.comparing import State as State
+from lamincli.comparing import checkpoints as checkpoints
+from lamincli.comparing import is_same as is_same
+from lamincli.comparing import leaves as leaves
 from lamincli.source import DOUBTS
-
-State = Literal["identical", "differs", "unknown"]
 
 _DIFF_LINES = 40
 _LISTED = 12
@@ -183,6 +180,18 @@ def parting(original: Iterable[Row], here: Iterable[Row]) -> dict[str, tuple[int
     return found
 
 
+def shows_training(rows: Iterable[Row]) -> bool:
+    """Tell whether equal metrics are evidence that two trainings were the same.
+
+    A constant is logged alike by any training, and so are epochs and schedules of learning rates.
+    """
+    values: dict[str, set[str]] = {}
+    for _, name, value in rows:
+        if name not in ("epoch", "step") and not name.startswith("lr-"):
+            values.setdefault(name, set()).add(repr(value))
+    return any(len(distinct) > 1 for distinct in values.values())
+
+
 def _numbered(rows: Iterable[Row]) -> dict[tuple[int, str, int], float]:
     """Index rows by step, name, and which of several of these it is."""
     found: dict[tuple[int, str, int], float] = {}
@@ -191,89 +200,6 @@ def _numbered(rows: Iterable[Row]) -> dict[tuple[int, str, int], float]:
         nth = seen[step, name] = seen.get((step, name), -1) + 1
         found[step, name, nth] = value
     return found
-
-
-def checkpoints(original: Path, here: Path) -> tuple[State, list[str]]:
-    """Compare the weights, the optimizers and the schedulers of two checkpoints bit for bit.
-
-    They are read with weights_only, so that nothing in them runs, and mapped rather than copied.
-    """
-    import torch
-
-    sections = ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step")
-    try:
-        before, after = (
-            torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-            for path in (original, here)
-        )
-    except Exception as error:  # an old format, a folder, or more than weights in it
-        return "unknown", [f"the checkpoints cannot be compared: {first_line(error)}"]
-    steps = [content.get("global_step") for content in (before, after)]
-    if steps[0] != steps[1]:
-        facts = [f"the last checkpoints are of different steps: was {steps[0]}, here {steps[1]}"]
-        return "differs", facts
-    facts = []
-    for section in sections:
-        a, b = dict(leaves(before.get(section))), dict(leaves(after.get(section)))
-        differing = [key for key in {**a, **b} if not is_same(a.get(key), b.get(key))]
-        if differing:
-            label = section.replace("_", " ")
-            number = f"{len(differing)} of {len({**a, **b})} values differ" if a or b else ""
-            facts.append(f"{label}: {number}, first {differing[0]}{_distance(a, b, differing)}")
-    if facts:
-        return "differs", facts
-    compared = {section: before.get(section) for section in sections}
-    tensors = sum(1 for _, value in leaves(compared) if isinstance(value, torch.Tensor))
-    return "identical", [f"the last checkpoint is the same bit for bit ({tensors} tensors)"]
-
-
-def _distance(a: Mapping[str, Any], b: Mapping[str, Any], keys: list[str]) -> str:
-    """Say how far apart the tensors are at most."""
-    largest = 0.0
-    for key in keys:
-        x: Any = a.get(key)
-        y: Any = b.get(key)
-        if not (hasattr(x, "shape") and hasattr(y, "shape")) or x.shape != y.shape:
-            continue
-        if x.numel():
-            largest = max(largest, (x.double() - y.double()).abs().max().item())
-    return f", by {largest:.3g} at most" if largest else ""
-
-
-def is_same(a: Any, b: Any) -> bool:
-    """Tell whether two values are the same; tensors bit for bit, and NaN equals NaN."""
-    if hasattr(a, "dtype") and hasattr(b, "dtype"):
-        return _is_same_tensor(a, b)
-    if isinstance(a, float) and isinstance(b, float) and math.isnan(a) and math.isnan(b):
-        return True
-    return type(a) is type(b) and bool(a == b)
-
-
-def _is_same_tensor(a: Any, b: Any) -> bool:
-    import torch
-
-    if a.dtype != b.dtype or a.shape != b.shape or a.layout != b.layout:
-        return False
-    if a.numel() == 0 or a.layout != torch.strided:
-        return bool(torch.equal(a, b))
-    bits = [t.detach().contiguous().reshape(-1).view(torch.uint8) for t in (a, b)]
-    if torch.equal(*bits):
-        return True
-    if not (a.is_floating_point() or a.is_complex()) or not torch.equal(a.isnan(), b.isnan()):
-        return False
-    return _is_same_tensor(a[~a.isnan()], b[~b.isnan()]) if bool(a.isnan().any()) else False
-
-
-def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the leaves of a nested value, with their dotted keys."""
-    if isinstance(value, Mapping) and value:
-        for name, item in value.items():
-            yield from leaves(item, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, (list, tuple)) and value:
-        for index, item in enumerate(value):
-            yield from leaves(item, f"{key}[{index}]")
-    elif key or not isinstance(value, (Mapping, list, tuple)):
-        yield key, value
 
 
 def shortened(facts: list[str]) -> list[str]:

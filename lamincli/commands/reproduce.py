@@ -12,9 +12,10 @@ from typing import Any
 
 import yaml
 
-from lamincli import console, differences, recipe
+from lamincli import comparing, console, differences, order, recipe
+from lamincli.comparing import State
 from lamincli.connection import reached
-from lamincli.differences import Finding, State
+from lamincli.differences import Finding
 from lamincli.errors import LaminReferenceError, LaminTrainError, UsageError, first_line
 from lamincli.features import DESCRIPTIONS
 from lamincli.folders import Scratch
@@ -24,6 +25,8 @@ from lamincli.references import References
 
 DIFFERENT = 4
 """Exit code where the results differ."""
+OPEN = 5
+"""Exit code where nothing tells whether the results are identical."""
 
 _NOT_INHERITED = (RUN_UID_VARIABLE, DECIDED_VARIABLE, "PL_GLOBAL_SEED")
 
@@ -35,8 +38,9 @@ def main(words: Sequence[str]) -> int:
         words: The words after ``reproduce``.
 
     Returns:
-        0 if the results are identical, 4 if they differ, 1 if the training failed, 2 if it cannot
-        begin, 3 if it has left something unpublished, 128+N if signal N ended it.
+        0 if the results are identical, 4 if they differ, 5 if that cannot be told, 1 if the
+        training failed, 2 if it cannot begin, 3 if it has left something unpublished, 128+N if
+        signal N ended it.
     """
     parser = console.CommandParser(
         prog="lamin-train reproduce",
@@ -45,7 +49,8 @@ def main(words: Sequence[str]) -> int:
         "as a child run in a scratch folder, and report what differs: code, config, data, "
         "environment, hardware and results, with the first step at which metrics part. Start in "
         "the folder in which the run was started, so that relative paths hold. Exit code 0: the "
-        "results are identical; 4: they differ.",
+        "results are identical; 4: they differ; 5: that cannot be told, as where no checkpoint can "
+        "be compared and only constants were logged.",
     )
     parser.add_argument("run", metavar="RUN", help="uid of a run, the beginning of one, or latest")
     parser.add_argument(
@@ -99,8 +104,9 @@ def _reproduce(options: argparse.Namespace, rest: list[str], slug: str) -> int:
         console.say(f"reproducing run {original.uid} of {slug} in {scratch}")
         for note in plan.notes:
             console.warn(note)
+        last_id = _last_id()
         pid, code = _train(plan)
-        child = _child(original, pid)
+        child = _child(original, pid, last_id)
         if child is None:
             console.fail(f"the training could not begin: it ended with exit code {code}.")
             return _failed(code)
@@ -111,12 +117,14 @@ def _reproduce(options: argparse.Namespace, rest: list[str], slug: str) -> int:
                 f"compared. Publish it: lamin-train sync {scratch}"
             )
             return 3
-        report = _compare(original, child, plan, is_trained=code == 0)
+        # A process may end well although its training did not.
+        is_trained = code == 0 and child.status in ("completed", original.status)
+        report = _compare(original, child, plan, is_trained)
         report.note()
         report.show(slug)
         if options.json is not None:
             options.json.write_text(json.dumps(report.to_dict(), indent=1) + "\n")
-        return report.exit_code if code == 0 else _failed(code)
+        return report.exit_code if is_trained else _failed(code or 1)
     finally:
         if temporary is not None:
             temporary.remove()
@@ -268,7 +276,14 @@ def _train(plan: recipe.Recipe) -> tuple[int, int]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _child(original: Any, pid: int) -> Any:
+def _last_id() -> int:
+    """Return the id of the run that LaminDB has made last; a later one has a larger id."""
+    import lamindb as ln
+
+    return int(ln.Run.objects.order_by("-id").values_list("id", flat=True).first() or 0)
+
+
+def _child(original: Any, pid: int, after_id: int) -> Any:
     import lamindb as ln
 
     from lamincli.features import EXTRA_DATA_KEY
@@ -276,8 +291,8 @@ def _child(original: Any, pid: int) -> Any:
 
     give_back_connections()  # hours may have passed
     made_by = {f"extra_data__{EXTRA_DATA_KEY}__process__pid": pid}
-    children = ln.Run.objects.filter(initiated_by_run=original, **made_by)
-    return children.filter(started_at__gte=original.started_at).order_by("-id").first()
+    children = ln.Run.objects.filter(initiated_by_run=original, id__gt=after_id, **made_by)
+    return children.order_by("-id").first()
 
 
 # -- comparing -------------------------------------------------------------------------------------
@@ -307,17 +322,28 @@ class Report:
         return [finding.subject for finding in self.findings if finding.state == "differs"]
 
     @property
-    def is_identical(self) -> bool:
-        """Whether the results are; whatever else differs has not changed them."""
-        return self.is_trained and any(
-            finding.subject == "results" and finding.state == "identical"
-            for finding in self.findings
-        )
+    def is_identical(self) -> bool | None:
+        """Whether the results are; `None` if that cannot be told.
+
+        Whatever else differs has not changed them.
+        """
+        states = [found.state for found in self.findings if found.subject == "results"]
+        if not self.is_trained or states == ["differs"]:
+            return False
+        return True if states == ["identical"] else None
 
     @property
     def exit_code(self) -> int:
         """The exit code of the command."""
-        return 0 if self.is_identical else DIFFERENT
+        return {True: 0, False: DIFFERENT, None: OPEN}[self.is_identical]
+
+    @property
+    def verdict(self) -> str:
+        """The verdict, in words."""
+        if not self.is_trained:
+            return f"{self.child.status}, not compared to its end"
+        words = {True: "identical", False: "different", None: "cannot be told"}
+        return words[self.is_identical]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON."""
@@ -331,6 +357,7 @@ class Report:
             "run": str(self.original.uid),
             "reproduction": str(self.child.uid),
             "status": str(self.child.status),
+            "verdict": self.verdict,
             "identical": self.is_identical,
             "differs": self.differs,
             "parting": parting,
@@ -355,14 +382,9 @@ class Report:
 
     def show(self, slug: str) -> None:
         """Print the report."""
-        verdict = "identical" if self.is_identical else "different"
-        if not self.is_trained:
-            verdict = f"{self.child.status}, not compared to its end"
-        elif all(f.state != "differs" for f in self.findings if f.subject == "results"):
-            verdict = verdict if self.is_identical else "not comparable"
         console.show_findings(
             f"run {self.child.uid} reproduces {self.original.uid}",
-            verdict,
+            self.verdict,
             slug,
             [
                 (finding.subject, finding.state, finding.facts, finding.commands)
@@ -464,13 +486,15 @@ def _environment(original: Any, child: Any) -> Finding:
 def _results(original: Any, child: Any) -> tuple[Finding, dict[str, tuple[int, Any, Any]]]:
     """Compare the metrics at every step, the last metrics, and the last checkpoint.
 
-    A run that did not come to its end is compared as far as it came.
+    A run that did not come to its end is compared as far as it came. Identical is what was seen to
+    be: a checkpoint of the same content; or, where there is none to compare, metrics that only the
+    same training logs.
     """
     was_completed = original.status == "completed"
-    states: list[State] = []
     facts: list[str] = []
     rows, rows_here, what = _histories(original, child)
     parting: dict[str, tuple[int, Any, Any]] = {}
+    do_differ = shows_training = False
     if rows is None or rows_here is None:
         facts.append("no history of the metrics is recorded")
     else:
@@ -479,25 +503,27 @@ def _results(original: Any, child: Any) -> tuple[Finding, dict[str, tuple[int, A
             rows_here = [row for row in rows_here if row[0] <= last]
             facts.append(f"the run {original.status}; compared as far as step {last}")
         parting = differences.parting(rows, rows_here)
+        do_differ, shows_training = bool(parting), differences.shows_training(rows)
         if parting:
-            states.append("differs")
             facts += _told(parting)
         elif rows:
-            states.append("identical")
-            facts.append(f"{len(rows)} {what}, all the same")
+            constant = "" if shows_training else ", none of which shows what was trained"
+            facts.append(f"{len(rows)} {what}, all the same{constant}")
     if was_completed:
         last_was, last_here = ((r.extra_data or {}).get("metrics") for r in (original, child))
         final = differences.values("metrics", last_was or {}, last_here or {})
         if final.state == "differs":
-            states.append("differs")
+            do_differ = True
             facts += [f"at the end, {fact}" for fact in final.facts]
-        elif last_was:
-            states.append("identical")
-        same, told = _checkpoints(original, child)
-        states.append(same)
-        facts += told
-    order: tuple[State, ...] = ("differs", "identical")
-    state: State = next((one for one in order if one in states), "unknown")
+    same, told = _checkpoints(original, child, is_last=was_completed)
+    facts += told
+    state: State = "unknown"
+    if do_differ or same == "differs":
+        state = "differs"
+    elif same == "identical" or (same is None and shows_training):
+        state = "identical"
+    else:
+        facts.append("nothing that could be compared tells whether the results are identical")
     return Finding("results", state, facts), parting
 
 
@@ -527,22 +553,55 @@ def _histories(
 
 
 def _scores(run: Any) -> list[differences.Row]:
-    from lamincli.features import EXTRA_DATA_KEY
-
     rows = []
     for artifact in run.output_artifacts.filter(kind="model").order_by("id"):
-        notes = (artifact.extra_data or {}).get(EXTRA_DATA_KEY) or {}
+        notes = _notes(artifact)
         if notes.get("score") is not None and notes.get("monitor"):
             rows.append((int(notes["step"]), str(notes["monitor"]), float(notes["score"])))
     return rows
 
 
-def _checkpoints(original: Any, child: Any) -> tuple[State, list[str]]:
+def _checkpoints(original: Any, child: Any, is_last: bool) -> tuple[State | None, list[str]]:
+    """Compare the last checkpoint of a run with that of its reproduction.
+
+    Args:
+        original: The run.
+        child: Its reproduction.
+        is_last: Whether both came to their end; else the step of the run's last one is looked for.
+
+    Returns:
+        `None` where there is nothing to compare: neither has published any, or, of a run that was
+        stopped, the reproduction has saved at other steps. And lines for people.
+    """
     try:
-        paths = [_output(run, "last") for run in (original, child)]
+        path = _output(original, "last")
+        here = _output(child, "last") if is_last or path is None else _at_step_of(original, child)
     except LaminReferenceError as error:
         return "unknown", [f"the checkpoints cannot be compared: {first_line(error)}"]
-    if paths[0] is None or paths[1] is None:
-        who = "neither" if paths == [None, None] else "only one"
-        return "unknown", [f"{who} of the two has published a checkpoint"]
-    return differences.checkpoints(paths[0], paths[1])
+    if path is not None and here is not None:
+        return comparing.checkpoints(path, here)
+    if path is None and here is None:
+        return None, ["neither of the two has published a checkpoint"]
+    if not is_last:
+        return None, ["the reproduction has no checkpoint of the step at which the run ended"]
+    return "unknown", ["only one of the two has published a checkpoint"]
+
+
+def _at_step_of(original: Any, child: Any) -> Path | None:
+    """Return the reproduction's checkpoint of the step at which the run has saved its last one."""
+    from lamincli.registry import download
+
+    saved = References().resolve(f"lamin:run/{original.uid}/last").artifact
+    step = _notes(saved).get("step")
+    found = [
+        a for a in child.output_artifacts.filter(kind="model") if _notes(a).get("step") == step
+    ]
+    if step is None or not found:
+        return None
+    return download.fetch(max(found, key=lambda a: (order.of_notes(_notes(a)), a.id)))
+
+
+def _notes(artifact: Any) -> dict[str, Any]:
+    from lamincli.features import EXTRA_DATA_KEY
+
+    return dict((artifact.extra_data or {}).get(EXTRA_DATA_KEY) or {})

@@ -65,7 +65,7 @@ def test_help_needs_no_lamindb():
 # Imports run one way: each room may import those before it.
 ROOMS = [
     ["errors", "options", "redaction", "features", "process", "loaded", "log", "hub", "console"],
-    ["source", "endings", "order"],
+    ["source", "endings", "order", "comparing"],
     ["folders"],
     [
         "hardware",
