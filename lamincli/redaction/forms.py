@@ -17,6 +17,8 @@ _PREFIXED: tuple[tuple[str, str], ...] = (
     # clouds
     ("AKIA", r"[A-Z0-9]{16}(?![A-Z0-9])(?:[,:\s\"']{1,4}[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+]))?"),
     ("ASIA", r"[A-Z0-9]{16}(?![A-Z0-9])(?:[,:\s\"']{1,4}[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+]))?"),
+    ("ABIA", r"[A-Z0-9]{16}(?![A-Z0-9])"),
+    ("ACCA", r"[A-Z0-9]{16}(?![A-Z0-9])"),
     ("ABSK", r"[A-Za-z0-9+/]{100,}={0,2}"),  # Bedrock
     ("AIza", r"[A-Za-z0-9_\-]{35}"),  # Google
     ("ya29.", r"[A-Za-z0-9_\-]{20,}"),
@@ -52,7 +54,7 @@ _PREFIXED: tuple[tuple[str, str], ...] = (
     ("squ_", r"[a-f0-9]{40}"),
     ("sqa_", r"[a-f0-9]{40}"),
     # models and experiments
-    ("hf_", r"[A-Za-z0-9]{20,}"),
+    ("hf_", r"[A-Za-z0-9]{20,40}(?![A-Za-z0-9_])"),
     ("api_org_", r"[A-Za-z0-9]{20,}"),
     ("sk-ant-", r"[A-Za-z0-9_\-]{20,}"),
     ("sk-proj-", r"[A-Za-z0-9_\-]{20,}"),
@@ -72,7 +74,8 @@ _PREFIXED: tuple[tuple[str, str], ...] = (
     ("wandb_v1_", r"[A-Za-z0-9_\-]{30,}"),
     ("pnu_", r"[A-Za-z0-9]{36}"),
     # messages and money
-    *((f"xox{kind}-", r"[A-Za-z0-9\-]{10,}") for kind in "abeoprs"),
+    *((f"xox{kind}-", r"[A-Za-z0-9\-]{10,}") for kind in "abeprs"),
+    ("xoxo-", r"\d[A-Za-z0-9\-]{10,}"),
     ("xoxe.xox", r"[bp]-[A-Za-z0-9\-]{10,}"),
     ("xapp-", r"\d-[A-Za-z0-9\-]{20,}"),
     ("SG.", r"[A-Za-z0-9_\-]{16,32}\.[A-Za-z0-9_\-]{16,}"),
@@ -87,6 +90,8 @@ _PREFIXED: tuple[tuple[str, str], ...] = (
     ("whsec_", r"[A-Za-z0-9+/=]{20,}"),
     ("sq0atp-", r"[A-Za-z0-9_\-]{20,}"),
     ("sq0csp-", r"[A-Za-z0-9_\-]{20,}"),
+    ("EAAM", r"[A-Za-z0-9]{100,}"),
+    ("EAAC", r"[A-Za-z0-9]{100,}"),
     ("EAAA", r"[A-Za-z0-9_\-]{56,60}(?![A-Za-z0-9_\-])"),
     *((f"shp{kind}_", r"[a-fA-F0-9]{32}") for kind in ("at", "ca", "pa", "ss")),
     ("EZAK", r"[A-Za-z0-9]{54}"),
@@ -116,6 +121,7 @@ _PREFIXED: tuple[tuple[str, str], ...] = (
     ("sha256~", r"[A-Za-z0-9_\-]{43}"),
     ("dt0c01.", r"[A-Za-z0-9]{24}\.[A-Za-z0-9]{64}"),
     ("rdme_", r"[a-z0-9]{70}"),
+    ("A3-", r"[A-Z0-9]{6}-(?:[A-Z0-9]{11}|[A-Z0-9]{6}-[A-Z0-9]{5})(?:-[A-Z0-9]{5}){3}"),
     ("ops_eyJ", r"[A-Za-z0-9+/]{100,}={0,3}"),
     ("AGE-SECRET-KEY-1", r"[A-Z0-9]{58}"),
     ("tskey-", r"[A-Za-z0-9\-]{20,}"),
@@ -148,7 +154,15 @@ _HOOKS: tuple[tuple[str, str], ...] = (
 )
 # Forms without a beginning of their own: what must be in the text, and the form.
 _ELSEWHERE: tuple[tuple[str, str], ...] = (
-    ("eyJ", r"(?<![\w\-])eyJ[\w\-]{8,}\.(?:eyJ)?[\w\-]{8,}(?:\.[\w\-]*){1,3}"),  # JSON web tokens
+    (  # JSON web tokens
+        "eyJ",
+        r"(?<![\w\-])eyJ[\w\-]{8,}\."
+        r"(?:eyJ[\w\-]{8,}(?:\.[\w\-]*){0,3}|[\w\-]{8,}(?:\.[\w\-]*){1,3})",
+    ),
+    (  # Discord: in it the id of a bot, whose digits begin so in base64
+        ".",
+        r"(?<![\w.\-])[MNO][ATDjkz][A-Za-z0-9]{21,24}={0,2}\.[\w\-]{6}\.[\w\-]{27,38}(?![\w.\-])",
+    ),
     ("==", r"(?<!sha512-)(?<![A-Za-z0-9+/=])[A-Za-z0-9+/]{86}==(?!=)"),  # Azure storage
     (".atlasv1.", r"(?<![A-Za-z0-9])[A-Za-z0-9]{14}\.atlasv1\.[\w\-=]{60,70}"),
     ("-us", r"(?<![A-Za-z0-9])[a-f0-9]{32}-us\d{1,2}(?![A-Za-z0-9])"),  # Mailchimp
@@ -159,7 +173,7 @@ _ELSEWHERE: tuple[tuple[str, str], ...] = (
 )  # fmt: skip
 # Forms that names of files and experiments have too: `sk-learn-baseline-2024-fold3`.
 _NEED_A_LOOK = {r"(?<![/\\]sk-)[A-Za-z0-9_\-]{20,100}(?![\w\-/])", r"[A-Za-z0-9_\-]{30,}"}
-_BEFORE = r"(?:(?<![A-Za-z0-9])|(?<=\\[nrt])|(?<=%[0-9A-F]{2}))"
+_BEFORE = r"(?:(?<![A-Za-z0-9+])|(?<=\\[nrt])|(?<=%[0-9A-F]{2}))"
 
 _PEM_BEGIN = "-----BEGIN "
 _PEM = re.compile(r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----")

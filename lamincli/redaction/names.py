@@ -132,7 +132,9 @@ def kind_of(name: str) -> Kind:
     name = unicodedata.normalize("NFKC", name[-_LONGEST:]).strip("-_ \t")
     parts = [part for part in name.split(".") if part]
     last = len(parts) - 1
-    kinds = (_kind_of_part(part, is_last=index == last) for index, part in enumerate(parts))
+    kinds = [_kind_of_part(part, is_last=index == last) for index, part in enumerate(parts)]
+    if kinds and kinds[-1] is Kind.NONE and _ABOUT.issuperset(_words(parts[-1])):
+        kinds = [kind for kind in kinds if kind is Kind.SURE]  # `credentials.url`
     return max(kinds, default=Kind.NONE)
 
 

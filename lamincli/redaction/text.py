@@ -32,8 +32,8 @@ _GRAMMARS: tuple[tuple[str, str, str], ...] = (
     ("password", r"\bmachine\s+\S{1,200}\s+password\s+", r"\S+"),
     (
         "curl",
-        r"\bcurl\b[^\n]{0,200}?\s(?:-u|--user)[=\s]\s{0,5}[\"']?[^\s:\"']{0,200}:",
-        r"[^\s\"']+",
+        r"\bcurl\s[^|;&]{0,200}?(?<=\s)(?:-u|--user)[=\s]\s{0,5}[\"']?[^\s:\"']{0,200}:",
+        r"[\"']?[^\s\"']+",
     ),
     ("sshpass", r"\bsshpass\s+-p\s{0,5}", r"\S+"),
     (
