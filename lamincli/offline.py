@@ -4,6 +4,7 @@ Such a run has its uid from the start. Its first job creates it in LaminDB, with
 had; the publisher does that when the database returns, or `lamin-train sync` later.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -115,5 +116,7 @@ def next_number() -> int:
 
 def beginning_in(folder: Path) -> Job | None:
     """Return the job with which a run began, where that waits in its spool."""
-    jobs = (job for _, job in Spool(folder).jobs())
-    return next((j for j in jobs if j.action == "begin" and not j.notes["goes_on"]), None)
+    with contextlib.suppress(OSError):  # it cannot be read, which `sync` says
+        jobs = [job for _, job in Spool(folder).jobs()]
+        return next((j for j in jobs if j.action == "begin" and not j.notes["goes_on"]), None)
+    return None

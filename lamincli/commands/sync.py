@@ -3,18 +3,20 @@
 import os
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 from lamincli import console, log, order
 from lamincli.console import one_line
-from lamincli.errors import InstanceError, first_line
+from lamincli.errors import InstanceError, UnreachableError, first_line
 from lamincli.instance import DEFAULT_FOLDER, connected, find_near, is_remote, is_same
 from lamincli.publisher import Publisher
 from lamincli.spool import Entry, Job, Spool, known_spools, missing_spools, places_of, spools_below
 from lamincli.spool.lock import SILENT_S
 
+_T = TypeVar("_T")
 _PATIENCE_S = SILENT_S + 15.0
 """How long another process that has a spool may get nothing done."""
 _LOOKS_EVERY_S = 0.2
@@ -74,20 +76,20 @@ def main(words: Sequence[str]) -> int:
         folders |= dict.fromkeys(known_spools())
     others = [folder for folder in folders if not os.access(folder, os.W_OK)]
     for folder in others:
-        console.warn(f"{folder} is left as it is: it is another user's, or on a disk to read only")
+        console.warn(f"{folder} is left as it is: you may not write there, or it is read-only")
         del folders[folder]
     # A run begins after the one that started it.
     spools = sorted((_open(folder, options.trust) for folder in folders), key=_began_at)
     if options.dry_run:
         for spool in spools:
-            _list(spool)
+            _apart(spool, _list, None)
         if not spools:
             console.say("nothing to publish")
         return 0
     if options.discard:
-        discarded = [_discard(spool) for spool in spools]
+        discarded = [_apart(spool, _discard, False) for spool in spools]
         return 0 if all(discarded) and not others else 3
-    left = [_publish(spool) for spool in spools]
+    left = [_apart(spool, _publish, (1, 1)) for spool in spools]
     has_finished = not spools and _finish_ends()
     if not any(number for number, _ in left) and not has_finished:
         console.say("nothing to publish")
@@ -111,13 +113,28 @@ def _finish_ends() -> bool:
     return False
 
 
+def _apart(spool: Spool, do: Callable[[Spool], _T], otherwise: _T) -> _T:
+    """Do something with a spool; what is wrong with it keeps nothing of the others back."""
+    try:
+        spool.check()
+        return do(spool)
+    except Exception as error:
+        console.fail(f"{spool.folder} is left as it is: {first_line(error)}")
+        spool.lock.release()
+        return otherwise
+
+
 def _open(folder: Path, trust: bool) -> Spool:
     spool = Spool(folder)
-    return Spool(folder, is_trusted=True) if trust and spool.foreign() else spool
+    with suppress(OSError):  # said when it is published
+        return Spool(folder, is_trusted=True) if trust and spool.foreign() else spool
+    return spool
 
 
 def _began_at(spool: Spool) -> tuple[int, str]:
-    jobs = [job for _, job in spool.jobs()]
+    jobs: list[Job] = []
+    with suppress(OSError):
+        jobs = [job for _, job in spool.jobs()]
     begun = (order.of_beginning(job.notes) for job in jobs if job.action == "begin")
     return next(begun, (order.UNNUMBERED, jobs[0].at if jobs else ""))
 
@@ -259,15 +276,17 @@ def _publish_taken(spool: Spool) -> tuple[int, int]:
         left = _left(spool)
         return left, left
     first = jobs[0]
+    from lamincli.registry.outages import reaching
+
     try:
-        with _connected(spool, first) as slug:
+        with reaching(first.instance), _connected(spool, first) as slug:
             done = _publish_into(spool, first, slug)
     except Exception as error:  # of one spool; the others are published all the same
         left = _left(spool)
         console.fail(
             f"{len(jobs)} jobs of run {first.run} wait for {first.instance}: {first_line(error)}"
         )
-        if isinstance(error, InstanceError):
+        if isinstance(error, InstanceError) and not isinstance(error, UnreachableError):
             place = shlex.quote(os.path.relpath(spool.folder))
             console.say(f"if it is gone for ever: lamin-train sync --discard {place}")
         return left, left

@@ -61,7 +61,7 @@ def known_spools() -> list[Path]:
 
 def missing_spools() -> list[Path]:
     """Return the spools that are not where they were: moved with their project, or not mounted."""
-    return [place for place in _noted() if not place.exists()]
+    return [place for place in _noted() if not os.path.lexists(place)]
 
 
 def places_of(name: str) -> list[Path]:
@@ -85,17 +85,25 @@ def spools_in(project: Path) -> list[Path]:
 
 def spools_below(folder: Path) -> Iterator[Path]:
     """Yield the spools in a folder: itself, or those anywhere below it."""
-    if (folder / "ready").is_dir() and folder.parent.name == FOLDER_NAME:
+    if _is_spool(folder) and folder.parent.name == FOLDER_NAME:
         yield folder
         return
     for place, folders, _ in os.walk(folder):
         if Path(place).name == FOLDER_NAME:
             spools = [Path(place) / name for name in sorted(folders)]
             folders.clear()
-            yield from (s for s in spools if (s / "ready").is_dir() or (s / "lock").exists())
+            yield from filter(_is_spool, spools)
             for empty in (*spools, Path(place)):  # left by a process that was killed just then
                 with contextlib.suppress(OSError):
                     empty.rmdir()
+
+
+def _is_spool(folder: Path) -> bool:
+    """Tell whether a folder is a spool, or may be one that cannot be looked into."""
+    names = ("ready", "lock")
+    return any(os.path.lexists(folder / name) for name in names) or (
+        folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK)
+    )
 
 
 def _link(spool: Path) -> Path:

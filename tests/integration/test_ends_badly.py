@@ -13,6 +13,7 @@ from lamincli.commands import doctor, reproduce, sync
 from lamincli.folders import settings_folder
 from lamincli.instance import connect
 from lamincli.main import main
+from lamincli.spool import Spool
 
 COPY = Path("copy")
 DATABASE = COPY / ".lamindb" / "lamin.db"
@@ -120,6 +121,7 @@ def test_database_that_is_damaged_meanwhile_ends_no_training(train, copy, capsys
     assert out.count("not in LaminDB: ") == len(cli.unpublished), err
     assert "Traceback" not in err
     assert sync.main(["."]) == 3
+    assert f"{DATABASE} is damaged" in capsys.readouterr().err
 
 
 def test_copied_instance_is_the_one_that_is_used(train, ln, copy):
@@ -213,3 +215,67 @@ def test_exit_code_says_that_something_is_left(train, ln, runs, monkeypatch, wor
             ["fit", "--model=tests_models.TinyModel", "--data=tests_models.TinyData", *TINY, *words]
         )
     assert stop.value.code == 3
+
+
+# -- spools that cannot be published --------------------------------------------------------------
+
+
+def file_for_folder(spool, monkeypatch):
+    shutil.rmtree(spool / "ready")
+    (spool / "ready").write_text("")
+
+
+def no_recovery(spool, monkeypatch):
+    recover = Spool.recover
+
+    def fail(self):
+        if self.folder.name == spool.name:
+            raise OSError(5, "Input/output error")
+        return recover(self)
+
+    monkeypatch.setattr(Spool, "recover", fail)
+
+
+def no_lock(spool, monkeypatch):
+    (spool / "lock").unlink(missing_ok=True)
+    (spool / "lock").mkdir()
+
+
+def torn_lock_and_jobs(spool, monkeypatch):
+    for file in (spool / "ready").iterdir():
+        file.write_bytes(os.urandom(50))
+
+
+@pytest.fixture
+def spools(train, ln):
+    """Leave two runs to `sync`; returns their spools, in their order."""
+    uids = [train("fit", "--lamin.offline").lamin_run.uid for _ in range(2)]
+    return [Path(".lamin_spool", uid).absolute() for uid in uids]
+
+
+@pytest.mark.parametrize("broken", [file_for_folder, no_recovery, no_lock, torn_lock_and_jobs])
+def test_spool_that_is_broken_keeps_no_other_back(ln, spools, monkeypatch, capsys, broken):
+    first, second = spools
+    broken(first, monkeypatch)
+    assert sync.main(["."]) == 3
+    assert ln.Run.get(second.name).status == "completed"
+    assert not second.exists()
+    err = capsys.readouterr().err
+    assert first.name in err
+    assert "Traceback" not in err
+
+
+def test_spool_that_is_broken_keeps_no_training_back(train, spools, monkeypatch):
+    file_for_folder(spools[0], monkeypatch)
+    assert train("fit", "--lamin.offline").ending.status == "completed"
+    assert train("fit").ending.status == "completed"
+
+
+def test_listing_and_discarding_go_past_a_broken_spool(spools, monkeypatch, capsys):
+    first, second = spools
+    file_for_folder(first, monkeypatch)
+    assert sync.main([".", "--dry-run"]) == 0
+    out, err = capsys.readouterr()
+    assert (second.name in out, f"{first} is left as it is" in err) == (True, True)
+    assert sync.main([".", "--discard"]) == 3
+    assert (first.exists(), second.exists()) == (True, False)
