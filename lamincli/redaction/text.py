@@ -19,6 +19,7 @@ from lamincli.redaction.names import kind_of
 from lamincli.redaction.urls import without_credentials
 from lamincli.redaction.values import REDACTED, is_number, is_secret
 
+_WORD = re.compile(r"[\w.]{0,19}")  # shorter than any secret that is known by its form
 _BASIC = re.compile(
     r"(?<!\w)(?P<name>basic\s+)(?P<value>[A-Za-z0-9+/]{8,2000}={0,2})", re.IGNORECASE
 )
@@ -51,9 +52,10 @@ def redact_text(text: str) -> str:
     Args:
         text: Of any length and kind; the time is linear in its length.
     """
-    if not text:
+    text = without_known_values(text)
+    if _WORD.fullmatch(text):  # as most values of a config are
         return text
-    text = without_known_forms(without_known_values(text))
+    text = without_known_forms(text)
     if "://" in text:
         text = without_credentials(text)
     lower = text.lower()
