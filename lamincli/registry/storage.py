@@ -14,7 +14,7 @@ from typing import Any
 from lamindb_setup.core.hashing import HASH_LENGTH, hash_from_hashes_list, to_b64_str
 from lamindb_setup.core.upath import LocalPathClasses
 
-from lamincli.spool.folder import fsync
+from lamincli.spool.disk import fsync
 
 _BLOCK_BYTES = 1 << 20
 _STEP_BYTES = 16 << 20

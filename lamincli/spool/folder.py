@@ -1,16 +1,12 @@
 """One spool: the only place that knows its file names."""
 
 import contextlib
-import errno
 import json
 import os
 import re
-import shutil
-import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,19 +16,15 @@ from lamincli.errors import (
     UntrustedError,
 )
 from lamincli.spool import adding, foreign, index
-from lamincli.spool.content import digest, is_certainly_same, measure, why_changed
+from lamincli.spool.content import digest, is_certainly_same, measure
+from lamincli.spool.disk import listdir, read_text, remove, rmdir, try_fsync
 from lamincli.spool.job import Action, Job, content_of
 from lamincli.spool.lock import ProcessLock
+from lamincli.spool.pins import AT_ONCE_BYTES, Pins
 from lamincli.spool.seal import FIELD, is_ours, sealed
 
 _JOB_NAME = re.compile(r"\d{8,}\.json")
 _REASON = ".reason.txt"
-_BESIDE = "beside"
-_CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOSYS, errno.ENOTSUP}
-_CANNOT_LINK |= {errno.EOPNOTSUPP}
-_AT_ONCE_BYTES = 1 << 16
-"""Up to which size a file is hashed while it is pinned: that takes a fraction of a millisecond."""
-_LONGEST_JOB = 1 << 26
 _PLAIN = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 NOT_OURS = "it was not written by your lamin-train"
 _ATTEMPTS = 5
@@ -79,7 +71,8 @@ class Spool:
         self.ready = self.folder / "ready"
         self.claimed = self.folder / "claimed"
         self.parked = self.folder / "parked"
-        self.pins = self.folder / "pins"
+        self._pins = Pins(self.folder, is_trusted)
+        self.pins = self._pins.folder
         self.deferred = self.folder / "deferred"
         self.tmp = self.folder / "tmp"
         self.lock = ProcessLock(self.folder / "lock")
@@ -122,24 +115,17 @@ class Spool:
             # write what is opened anew.
             with open(half, "x", encoding="utf-8", opener=_for_this_user) as text:
                 if file is not None:
-                    job = self._pinned(number, job, file, content)
+                    job = self._pins.make(number, job, file, content)
                 text.write(self._text_of(f"{number}.json", job))
             os.replace(half, self.ready / f"{number}.json")
         except BaseException:
             with contextlib.suppress(OSError):
                 half.unlink(missing_ok=True)
-                self._remove_pin(number)
+                self._pins.remove(number)
                 self._numbers.give_back(taken)
             self._own.discard(taken)
             raise
         return f"{number}.json", job
-
-    def _pinned(self, number: str, job: Job, file: Path, content: str | None) -> Job:
-        pin = self._pin(number, file, content)
-        size_bytes, stamp = measure(pin)
-        place = str(pin.relative_to(self.folder)) if self._is_inside(pin) else str(pin)
-        job = replace(job, pin=place, size_bytes=size_bytes, stamp=stamp)
-        return replace(job, digest=digest(pin)) if size_bytes <= _AT_ONCE_BYTES else job
 
     def defer(self, job: Job) -> None:
         """Note a job for a file that is still being written, in case this process is killed.
@@ -189,47 +175,14 @@ class Spool:
         for folder in (self.ready, self.claimed, self.parked, self.pins, self.tmp):
             folder.mkdir(exist_ok=True)
         index.remember(self.folder)
-        _fsync(self.folder)
-        _fsync(self.folder.parent)
+        try_fsync(self.folder)
+        try_fsync(self.folder.parent)
         used = [*self.names(self.ready), *self.names(self.claimed), *self.names(self.parked)]
         # Pins too: one that lost its job must not be taken for that of a new one.
-        used += [name for name in _listdir(self.pins) if name.isdecimal()]
+        used += [name for name in self._pins.numbers() if name.isdecimal()]
         last = max((int(name.split(".")[0]) for name in used), default=0)
         self._numbers.start(last, beside=self.tmp)
         self.times_made += 1
-
-    def _pin(self, number: str, file: Path, content: str | None) -> Path:
-        pin = self.pins / number / file.name
-        pin.parent.mkdir(exist_ok=True)
-        if content is not None:
-            pin.write_text(content)
-            return pin
-        source = file.resolve()
-        try:
-            _link(source, pin)
-            return pin
-        except OSError as error:
-            if error.errno not in _CANNOT_LINK:
-                raise
-        _remove(pin)
-        # Another file system: beside the checkpoint a link is possible, where links are at all.
-        beside = source.parent / index.FOLDER_NAME / f"{self.folder.name}-{number}" / file.name
-        try:
-            (pin.parent / _BESIDE).symlink_to(beside.parent)  # found again after a crash
-            beside.parent.parent.mkdir(exist_ok=True)
-            beside.parent.mkdir(mode=0o700, exist_ok=True)
-            _link(source, beside)
-            return beside
-        except OSError as error:
-            self._remove_pin(number)
-            if error.errno not in _CANNOT_LINK:
-                raise
-        pin.parent.mkdir(exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, pin)
-        else:
-            shutil.copyfile(source, pin)
-        return pin
 
     # -- the publisher's side ----------------------------------------------------------------
 
@@ -244,30 +197,30 @@ class Spool:
             if job.pin:
                 pin = self.folder / job.pin
                 folders |= {pin.parent, pin.parent.parent}
-                if job.size_bytes <= _AT_ONCE_BYTES:
-                    _fsync(pin)
-            _fsync(self.ready / name)
-        for name in _listdir(self.deferred):
-            _fsync(self.deferred / name)
+                if job.size_bytes <= AT_ONCE_BYTES:
+                    try_fsync(pin)
+            try_fsync(self.ready / name)
+        for name in listdir(self.deferred):
+            try_fsync(self.deferred / name)
             folders.add(self.deferred)
         for folder in folders:
-            _fsync(folder)
+            try_fsync(folder)
 
     def recover(self) -> None:
         """Put right what a killed process left. Only the holder of the lock may call this."""
         self.check()
         self._tidy()
-        for name in _listdir(self.ready):
+        for name in listdir(self.ready):
             if not _JOB_NAME.fullmatch(name):
                 self._park(self.ready / name, "it is no job file: its name is none of a job")
         busy = adding.at_work(self.tmp)
-        for name in _listdir(self.deferred):
+        for name in listdir(self.deferred):
             entry = self.entry(self.deferred, name)
             if not self._may_act(entry) or f"deferred {_stem(name)}" in busy:
                 continue
             if entry.job is not None and (file := self._deferred_file(entry.job)) is not None:
                 self.add(entry.job, file)
-            _remove(self.deferred / name)
+            remove(self.deferred / name)
 
     def _tidy(self) -> None:
         """Remove what killed processes have left half-made; other processes may be adding.
@@ -275,16 +228,16 @@ class Spool:
         A pin without a job is nobody's only if it was seen before its maker was looked for, and its
         job after that: what says that it is being made becomes the job.
         """
-        numbers = _listdir(self.pins)
+        numbers = self._pins.numbers()
         busy = adding.at_work(self.tmp)
-        for name in _listdir(self.tmp):
+        for name in listdir(self.tmp):
             if name.partition(".")[0] not in busy:  # a job without a pin, if at all: it is repeated
-                _remove(self.tmp / name)
+                remove(self.tmp / name)
         jobs = [*self.pending(), *self.names(self.parked)]
         kept = {name.split(".")[0] for name in jobs} | busy
         for number in numbers:
             if number not in kept:
-                self._remove_pin(number)
+                self._pins.remove(number)
 
     def mend(self, name: str, job: Job, content: str | None = None) -> Job | None:
         """Put back what somebody has removed of a pending job, its pin from where it was saved.
@@ -304,13 +257,13 @@ class Spool:
             return self._in_its_folders(lambda: self._mend(name, job, content))
 
     def _mend(self, name: str, job: Job, content: str | None) -> Job | None:
-        if job.pin and not self.pin_of(job).exists():
+        if job.pin and not self._pins.of(job).exists():
             file = Path(job.local_path)
             saved = (job.size_bytes, job.stamp, job.digest)
             if self.is_trusted or (content is None and not is_certainly_same(file, *saved)):
                 return None
-            self._remove_pin(_stem(name))
-            job = self._pinned(_stem(name), job, file, content)
+            self._pins.remove(_stem(name))
+            job = self._pins.make(_stem(name), job, file, content)
         states = (self.claimed, self.ready, self.parked)
         if not any((state / name).exists() for state in states):
             self._write(self.ready / name, job, durable=True)
@@ -343,7 +296,7 @@ class Spool:
 
     def names(self, state: Path | None = None) -> list[str]:
         """Return the names of the jobs in a state, oldest first; of the ready ones by default."""
-        found = (name for name in _listdir(state or self.ready) if _JOB_NAME.fullmatch(name))
+        found = (name for name in listdir(state or self.ready) if _JOB_NAME.fullmatch(name))
         return sorted(found, key=_number)
 
     def added_by_others(self) -> list[str]:
@@ -392,7 +345,7 @@ class Spool:
         states = (self.claimed, self.ready, self.parked)
         found = [self.entry(state, name) for state in states for name in self.names(state)]
         found.sort(key=lambda entry: _number(entry.name))
-        return found + [self.entry(self.deferred, name) for name in _listdir(self.deferred)]
+        return found + [self.entry(self.deferred, name) for name in listdir(self.deferred)]
 
     def foreign(self) -> list[Entry]:
         """Return the jobs of somebody else, which are not acted on."""
@@ -402,7 +355,7 @@ class Spool:
         return entry.is_ours or self.is_trusted
 
     def _parse(self, state: Path, name: str) -> tuple[Job, bool]:
-        content = content_of(_text(state / name))
+        content = content_of(read_text(state / name))
         is_sealed = is_ours(content, self._about(name))
         content.pop(FIELD, None)
         return Job.from_dict(content), is_sealed
@@ -440,7 +393,7 @@ class Spool:
     def finish(self, name: str) -> None:
         """Forget a claimed job that is done, and its pin."""
         (self.claimed / name).unlink(missing_ok=True)
-        self._remove_pin(_stem(name))
+        self._pins.remove(_stem(name))
         self._own.discard(_number(name))
 
     def drop(self, name: str) -> None:
@@ -448,7 +401,7 @@ class Spool:
         (self.ready / name).unlink(missing_ok=True)
         (self.parked / name).unlink(missing_ok=True)
         (self.parked / (name + _REASON)).unlink(missing_ok=True)
-        self._remove_pin(_stem(name))
+        self._pins.remove(_stem(name))
         self._own.discard(_number(name))
 
     def park(self, name: str, reason: str) -> None:
@@ -466,8 +419,7 @@ class Spool:
 
     def files_of(self, name: str) -> list[Path]:
         """Return the pinned files of a job whose own file may be torn."""
-        place = self.pins / _stem(name)
-        return [place / file for file in _listdir(place) if file != _BESIDE]
+        return self._pins.files(_stem(name))
 
     def torn(self) -> list[str]:
         """Return the names of the parked jobs that are torn, and not only of another version."""
@@ -475,7 +427,7 @@ class Spool:
 
     def _is_torn(self, file: Path) -> bool:
         try:
-            content_of(_text(file))
+            content_of(read_text(file))
         except (SpoolCorruptError, UnicodeDecodeError):
             return True
         except OSError:
@@ -490,7 +442,7 @@ class Spool:
 
     def parked_jobs(self) -> Iterator[tuple[str, Job | None, str]]:
         """Yield name, job and reason of what is parked; the job is `None` if it is unreadable."""
-        for name in _listdir(self.parked):
+        for name in listdir(self.parked):
             if name.endswith(_REASON):
                 continue
             job = self.look(self.parked, name)
@@ -514,7 +466,7 @@ class Spool:
             return
         with self._adding:
             states = (self.ready, self.claimed, self.parked, self.deferred)
-            if not any(map(_listdir, states)):
+            if not any(map(listdir, states)):
                 self._remove_folders()
             self._numbers.last = 0  # somebody else may remove it now, and begin anew
             self.lock.release()
@@ -522,37 +474,35 @@ class Spool:
     def _remove_folders(self) -> None:
         """Remove the empty folders, as far as nobody is adding: he makes anew what he misses."""
         self._tidy()
-        if not (_rmdir(self.pins) and _rmdir(self.tmp)):
+        if not (rmdir(self.pins) and rmdir(self.tmp)):
             return
         # Last what `sync` knows a spool by.
         for folder in (self.claimed, self.parked, self.deferred, self.ready):
-            _rmdir(folder)
+            rmdir(folder)
         self._numbers.remove()
         self.lock.remove()
-        if not _rmdir(self.folder):
+        if not rmdir(self.folder):
             return
-        _rmdir(self.folder.parent)
+        rmdir(self.folder.parent)
         index.forget(self.folder)
         if self.folder.exists():  # again, by now
             index.remember(self.folder)
 
     def discard(self) -> None:
         """Forget all jobs of a spool that nobody serves."""
-        for number in _listdir(self.pins):
-            self._remove_pin(number)
-        _remove(self.folder)
-        _rmdir(self.folder.parent)
+        for number in self._pins.numbers():
+            self._pins.remove(number)
+        remove(self.folder)
+        rmdir(self.folder.parent)
         index.forget(self.folder)
 
     def pin_of(self, job: Job) -> Path:
-        """Return the file or folder that a job publishes.
+        """Return the file or folder that a job publishes; raises as `Pins.of` does."""
+        return self._pins.of(job)
 
-        Raises:
-            UntrustedError: It is none that this spool has made.
-        """
-        pin = self.folder / job.pin
-        self._check_pin(pin)
-        return pin
+    def put_back(self, job: Job) -> Path:
+        """Return a checkpoint where it was saved; see `Pins.put_back`."""
+        return self._pins.put_back(job)
 
     def identify(self, name: str, job: Job) -> Job:
         """Note the hash of a pending job's content, by which any copy of the file is known.
@@ -560,7 +510,7 @@ class Spool:
         Returns:
             The job with it; the same job if the file is not any more what was saved.
         """
-        pin = self.pin_of(job)
+        pin = self._pins.of(job)
         found = digest(pin)
         if measure(pin)[1] != job.stamp:
             return job
@@ -568,53 +518,6 @@ class Spool:
         state = self.claimed if (self.claimed / name).exists() else self.ready
         self._write(state / name, job, durable=True)
         return job
-
-    def _check_pin(self, pin: Path) -> None:
-        """Make sure that a pin is a plain file or folder where this spool puts its pins."""
-        folder = pin.parent
-        is_here = folder.parent == self.pins
-        run, _, number = folder.name.rpartition("-")
-        is_beside = (folder.parent.name, run) == (index.FOLDER_NAME, self.folder.name)
-        if not (is_here or (is_beside and number.isdecimal() and not self.is_trusted)):
-            raise UntrustedError(f"{pin} is none of the files of this spool")
-        within = [folder, *((self.pins, self.folder) if is_here else ())]
-        below = (os.path.join(at, name) for at, *both in os.walk(pin) for name in chain(*both))
-        if link := next(filter(os.path.islink, (pin, *within, *below)), None):
-            raise UntrustedError(f"{link} is a link, and only plain files are published")
-
-    def put_back(self, job: Job) -> Path:
-        """Return a checkpoint where it was saved, put back from its pin if it is lost or torn.
-
-        The pin itself goes once it is published, which may be before a training has loaded it.
-        """
-        local = Path(job.local_path)
-        if not job.pin:  # registered where it lies
-            return local
-        pin = self.pin_of(job)
-        is_folder_intact = local.is_dir() and not why_changed(
-            local, job.size_bytes, job.stamp, job.digest
-        )
-        if local.is_file() or is_folder_intact or not pin.exists():
-            return local
-        try:
-            _remove(local)
-            local.parent.mkdir(parents=True, exist_ok=True)
-            _link(pin, local)
-        except OSError:
-            return pin
-        return local
-
-    def _remove_pin(self, number: str) -> None:
-        place = self.pins / number
-        if (place / _BESIDE).is_symlink():
-            beside = Path(os.readlink(place / _BESIDE))
-            if beside.parts[-2:] == (index.FOLDER_NAME, f"{self.folder.name}-{number}"):
-                _remove(beside)
-                _rmdir(beside.parent)
-        _remove(place)
-
-    def _is_inside(self, pin: Path) -> bool:
-        return pin.is_relative_to(self.folder)
 
     def _park(self, file: Path, reason: str) -> None:
         self.parked.mkdir(exist_ok=True)
@@ -637,7 +540,7 @@ class Spool:
             temporary.unlink(missing_ok=True)
             raise
         if durable:
-            _fsync(place.parent)
+            try_fsync(place.parent)
 
     def _text_of(self, name: str, job: Job) -> str:
         content = job.to_dict()
@@ -669,74 +572,7 @@ def left_behind(others: Iterable[Path] = ()) -> dict[Path, int]:
         spool = Spool(folder)
         with contextlib.suppress(OSError):  # an old one, on a disk that is read-only or away
             jobs = len(spool.pending()) + len(spool.names(spool.parked))
-            jobs += len(_listdir(spool.deferred))
+            jobs += len(listdir(spool.deferred))
             if jobs and spool.lock.holder() is None:
                 left[folder] = jobs
     return left
-
-
-def _link(source: Path, target: Path) -> None:
-    """Link a file, or every file of a folder."""
-    if not source.is_dir():
-        os.link(source, target)
-        return
-    target.mkdir()
-    for place, folders, files in os.walk(source):
-        there = target / Path(place).relative_to(source)
-        for name in folders:
-            (there / name).mkdir(exist_ok=True)
-        for name in files:
-            os.link(os.path.join(place, name), there / name)
-
-
-def _listdir(folder: Path) -> list[str]:
-    try:
-        return [] if folder.is_symlink() else os.listdir(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-
-
-def _text(file: Path) -> str:
-    """Read a small file that is none of a link, a pipe or a device."""
-    handle = os.open(
-        file, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    )
-    with open(handle, encoding="utf-8") as content:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise SpoolCorruptError(f"{file.name} is no file")
-        return content.read(_LONGEST_JOB)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _rmdir(folder: Path) -> bool:
-    """Remove a folder if it is empty; returns whether it is gone."""
-    try:
-        folder.rmdir()
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return True
-
-
-def fsync(path: Path) -> None:
-    """Make a file, or the names in a folder, durable. Windows cannot, and does it by itself."""
-    if os.name == "nt":
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _fsync(path: Path) -> None:
-    """Likewise, where it is a precaution."""
-    with contextlib.suppress(OSError):
-        fsync(path)

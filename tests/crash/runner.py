@@ -46,14 +46,14 @@ from tests_models import TinyData, TinyModel  # noqa: E402
 from lamincli import Checkpoint, save_lightning_features  # noqa: E402
 from lamincli.commands import sync  # noqa: E402
 from lamincli.registry import storage  # noqa: E402
-from lamincli.spool import folder as spool_folder  # noqa: E402
+from lamincli.spool import pins  # noqa: E402
 
 CALLS = [
     (os, name)
     for name in ("open", "link", "replace", "rename", "unlink", "mkdir", "rmdir", "fsync")
 ]
 CALLS += [(shutil, "rmtree"), (CursorWrapper, "execute"), (CursorWrapper, "executemany")]
-CALLS += [(storage, "describe"), (storage, "_copy"), (spool_folder, "measure")]
+CALLS += [(storage, "describe"), (storage, "_copy"), (pins, "measure")]
 # pathlib keeps functions of its own in some versions of Python.
 
 

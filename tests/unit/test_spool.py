@@ -12,8 +12,8 @@ import pytest
 from lamincli import process
 from lamincli.errors import SpoolCorruptError, SpoolVersionError
 from lamincli.process import ProcessIdentity
-from lamincli.spool import Job, Spool, adding, known_spools, left_behind, spools_below
-from lamincli.spool import folder as spool_folder
+from lamincli.spool import Job, Spool, adding, disk, known_spools, left_behind, spools_below
+from lamincli.spool.index import index_folder
 
 
 @pytest.fixture(autouse=True)
@@ -152,7 +152,7 @@ def test_full_disk_makes_no_job(spool, checkpoint, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(spool_folder.os, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="No space"):
         spool.add(job(), checkpoint)
     monkeypatch.undo()
@@ -245,9 +245,9 @@ def test_what_is_left_is_found(spool, checkpoint, tmp_path):
 
 def test_project_that_is_gone_is_forgotten(spool, checkpoint):
     spool.add(job(), checkpoint)
-    spool_folder._remove(spool.folder.parent)
+    disk.remove(spool.folder.parent)
     assert known_spools() == []
-    assert not list(spool_folder.index.index_folder().iterdir())
+    assert not list(index_folder().iterdir())
 
 
 def test_lock_ends_with_its_holder(spool, checkpoint, tmp_path):
@@ -321,7 +321,7 @@ def test_spool_that_sync_has_emptied_meanwhile_is_made_anew(spool, checkpoint):
     assert spool.lock.acquire()
     spool.add(job(), checkpoint)
     spool.close()
-    spool_folder._remove(spool.folder)
+    disk.remove(spool.folder)
     assert spool.lock.acquire()
     assert spool.add(job(), checkpoint)[0] == "00000001.json"
 
