@@ -76,7 +76,7 @@ from lamincli.process import (
 )
 from lamincli.publisher import is_draining
 from lamincli.ranks import Failure, Ranks, leave_group_at_exit, why_not_listening
-from lamincli.redaction import REDACTED, redact_text, redacted_keys
+from lamincli.redaction import REDACTED, redacted_keys
 from lamincli.references import (
     References,
     is_here,
@@ -283,6 +283,11 @@ class LaminLightningCLI(LightningCLI):
                 self._tracked.take_back()  # a run that was to go on, and did not
             elif status == "completed" and ending.is_idle:
                 self._tell_of_idleness(ending.reason)
+                if self._resumption is not None:  # an attempt before has trained it
+                    why = ending.reason.partition(": ")[2]
+                    ending = self.ending = replace(
+                        ending, reason=f"nothing was left to train: {why}"
+                    )
             self._stop.closing_since_s = time.monotonic()
             if LaminLightningCLI._open is self:
                 LaminLightningCLI._open = None
@@ -310,8 +315,7 @@ class LaminLightningCLI(LightningCLI):
         trainer = self._made_trainer
         calls = () if trainer is None else calls_of(trainer)
         happened = Happened(self.subcommand, calls, error, signum, self._why_no_work())
-        found = endings.ending(happened)
-        return replace(found, reason=redact_text(found.reason))
+        return endings.ending(happened)
 
     def _begin(self) -> None:
         """Begin the run on rank zero, unless nothing is to be recorded."""
@@ -507,7 +511,7 @@ class LaminLightningCLI(LightningCLI):
         if is_ours and (why := slurm.requeue()):
             console.warn(reason := f"SLURM has not requeued the job: {why}")
             if self._tracked is not None:
-                self._tracked.goes_on_no_more(redact_text(reason))
+                self._tracked.goes_on_no_more(endings.shown(reason))
 
     def _failure(self, error: BaseException) -> Failure | None:
         """Describe what has ended this rank, unless it was asked to end."""
@@ -631,12 +635,11 @@ class LaminLightningCLI(LightningCLI):
             for name, number in done.items()
             if (limit := getattr(trainer, name)) not in (None, -1) and number >= limit
         ]
-        what = "the checkpoint" if trainer.ckpt_path else "it"
-        return (
-            f"{what} has reached {' and '.join(reached)}"
-            if reached
-            else "there were no training batches"
-        )
+        if reached:
+            what = "the checkpoint" if trainer.ckpt_path else "it"
+            return f"{what} has reached {' and '.join(reached)}"
+        is_empty = 0 in (trainer.limit_train_batches, trainer.num_training_batches)
+        return "there were no training batches" if is_empty else ""
 
     def _are_ranks_spawned(self) -> bool:
         launcher = getattr(getattr(self._made_trainer, "strategy", None), "launcher", None)
@@ -1369,6 +1372,8 @@ class LaminLightningCLI(LightningCLI):
         self._instantiate()
         self._check_ranks()
         self._ranks.close()
+        if self._tracked is not None and self._are_ranks_spawned():
+            self._tracked.leave_spool()
         self._stop.take_over_requeue(self._made_trainer if self._is_recorded_fit else None)
         if self._tracked is not None:
             from lamincli.registry.outages import give_back_connections

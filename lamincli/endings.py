@@ -5,11 +5,12 @@ calls it, or exits with 0 in the middle. So the status follows from the calls of
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from signal import Signals
 from typing import Literal
 
 from lamincli.errors import LaminTrainError, first_line
+from lamincli.redaction import redact_text
 
 Status = Literal["completed", "errored", "aborted", "scheduled"]  # the last: it will go on
 
@@ -82,8 +83,13 @@ def ending(happened: Happened) -> Ending:
     """Derive how a run has ended.
 
     What ended the program decides first: a signal, then an error. Where it ended well, or by
-    ``sys.exit(0)``, the calls of the trainer decide.
+    ``sys.exit(0)``, the calls of the trainer decide. The reason is that of `shown`.
     """
+    found = _ending(happened)
+    return replace(found, reason=shown(found.reason))
+
+
+def _ending(happened: Happened) -> Ending:
     error = happened.error
     if happened.signum is not None:
         reason = f"stopped by {Signals(happened.signum).name}"
@@ -143,7 +149,13 @@ def in_short(error: BaseException) -> str:
     else:
         text = first_line(error)
         text = name if text == name else f"{name}: {text}"
-    return text[:_LONGEST_REASON]
+    return text
+
+
+def shown(reason: str) -> str:
+    """Return a reason as the record holds it: without secrets, and not too long."""
+    text = redact_text(reason)
+    return text if len(text) <= _LONGEST_REASON else f"{text[: _LONGEST_REASON - 2]} …"
 
 
 def exit_code(error: BaseException) -> int:

@@ -17,6 +17,7 @@ from lamincli import order
 from lamincli.features import EXTRA_DATA_KEY
 from lamincli.process import RUN_UID_VARIABLE, SPOOLED_VARIABLE
 from lamincli.spool import Action, Job, Spool, known_spools, spools_below
+from lamincli.spool.index import FOLDER_NAME
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,20 @@ def spools_of_runs() -> dict[str, Path]:
     folders = (*known_spools(), *spools_below(Path.cwd()))
     ours = (folder for folder in folders if os.access(folder, os.W_OK))
     return {folder.name: Path(os.path.abspath(folder)) for folder in ours}
+
+
+def spools_of(uid: str, record: Mapping[str, Any]) -> list[Spool]:
+    """Return the spools of a run that can be reached: by this user's index, from here, or by name.
+
+    Args:
+        uid: Uid of the run.
+        record: What lamin-train has noted in its `extra_data`, its spool among it.
+    """
+    folders = [folder for name, folder in spools_of_runs().items() if name == uid]
+    noted = Path(str(record.get("spool") or ""))
+    if noted.is_absolute() and (noted.parent.name, noted.name) == (FOLDER_NAME, uid):
+        folders.append(noted)
+    return [Spool(folder) for folder in dict.fromkeys(folders)]
 
 
 def next_number() -> int:

@@ -497,6 +497,7 @@ class Publisher:
         self._stopping = threading.Event()
         self._is_skipping = False
         self._is_draining = False
+        self._is_reserved = False  # for somebody who publishes
         self._savers = 0
         self._saved_s = 0.0
         self._unsaved: list[tuple[Job, Path | None, str | None, Any]] = []  # the disk is full
@@ -506,11 +507,32 @@ class Publisher:
     @classmethod
     def of(cls, folder: Path, make_registry: Callable[[], Registry], **options: Any) -> Publisher:
         """Return the publisher of a spool in this process."""
+        folder = Path(os.path.abspath(folder))
         publisher = cls._of_process.get(folder)
         if publisher is None or publisher._pid != os.getpid():
             publisher = cls(Spool(folder), make_registry(), **options)
             cls._of_process[folder] = publisher
+        elif publisher._is_reserved and options:
+            publisher._set(**options)
         return publisher
+
+    def _set(
+        self, *, inline: bool = False, limit_bytes: float | None = None, is_held: bool = False
+    ) -> None:
+        """Take the options of whoever is the first to publish."""
+        self._is_reserved, self._inline = False, inline
+        self._drainer.limit_bytes, self._drainer.is_held = limit_bytes, is_held
+
+    def hold(self) -> None:
+        """Have the spool before there is anything to publish, so that no other process takes it."""
+        self._is_reserved = True
+        with suppress(OSError), self._mutex:
+            self._own()
+
+    def release(self) -> None:
+        """Leave a spool that was only held."""
+        if self._is_reserved and self._pid == os.getpid():
+            self.close()
 
     @property
     def spool(self) -> Spool:

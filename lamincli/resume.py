@@ -8,6 +8,7 @@ import json
 import os
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from lamincli import checkpoint_file, console, order, originals, slurm
 from lamincli.errors import LaminReferenceError, UnreachableError, UsageError, first_line
 from lamincli.instance import is_same
 from lamincli.memory import KnownJob, forget_job, recall_job
-from lamincli.offline import beginning_in, is_stand_in, spools_of_runs, stand_in
+from lamincli.offline import beginning_in, is_stand_in, spools_of, spools_of_runs, stand_in
 from lamincli.process import ProcessIdentity, fit_number, is_restarted, job_id
 from lamincli.redaction import redact_argv
 from lamincli.references import LATEST, References, find_run, is_here, known_file
@@ -30,6 +31,7 @@ from lamincli.spool.seal import is_ours, sealed
 AUTO = "auto"
 RUN_FILE = Path(".lamin_run.json")
 _LOOKED_AT = 100
+_LOOKS_EVERY_S = 1.0
 
 
 @dataclass
@@ -412,6 +414,27 @@ def _check(run: Any) -> None:
             f"Run {run.uid} is still running: process {process.pid} on {process.host}. "
             "Wait for it, or stop it first."
         )
+    if not job or job != job_id():  # else its scheduler has seen the attempt before end
+        _check_spools(run.uid, spools_of(run.uid, record))
+
+
+def _check_spools(uid: str, spools: Iterable[Spool]) -> None:
+    """Ask the spool whether the run is going on: in another container, perhaps, or on another host.
+
+    Raises:
+        UsageError: A training has it.
+    """
+    for spool in spools:
+        is_told = False
+        while (holder := spool.lock.holder()) is not None and not holder.is_alive:
+            if not is_told:
+                console.say(f"run {uid} may be in use by {holder}; waiting to see whether it lives")
+            is_told = True
+            time.sleep(_LOOKS_EVERY_S)
+        if holder is not None and holder.what == "sync":
+            console.say(f"what run {uid} has saved before is being published by {holder}")
+        elif holder is not None:
+            raise UsageError(f"Run {uid} is in use by {holder}. Wait for it, or stop it first.")
 
 
 # -- its checkpoints ----------------------------------------------------------------------------

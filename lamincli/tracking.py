@@ -29,7 +29,7 @@ from lamindb.base.uids import base62_16
 from lamincli import __version__, console, hardware, slurm
 from lamincli.closing import finish_ends
 from lamincli.console import visible
-from lamincli.endings import Status
+from lamincli.endings import Status, in_short, shown
 from lamincli.errors import (
     InstanceError,
     RecordError,
@@ -41,7 +41,14 @@ from lamincli.features import EXTRA_DATA_KEY, as_json, metric_values, strings_in
 from lamincli.instance import Target
 from lamincli.loaded import CHANGED
 from lamincli.log import RunLog
-from lamincli.offline import SpooledRun, next_number, spools_of_runs, stand_in, stand_in_for
+from lamincli.offline import (
+    SpooledRun,
+    next_number,
+    spools_of,
+    spools_of_runs,
+    stand_in,
+    stand_in_for,
+)
 from lamincli.options import LaminOptions
 from lamincli.process import (
     PARENT_VARIABLE,
@@ -63,6 +70,7 @@ from lamincli.registry.runs import Beginning, silent_lamindb
 from lamincli.source import DOUBTS, Source, hashes_of_modules
 from lamincli.spool import Job, Spool, known_spools
 from lamincli.spool.index import FOLDER_NAME
+from lamincli.spool.lock import Holder
 
 _LATER = " now, but will be by lamin-train sync"
 _MOST_NAMED = 5
@@ -123,6 +131,7 @@ class TrackedRun:
     _evaluated: dict[str, Any] = field(default_factory=dict, init=False)
     _owed: set[str] = field(default_factory=set, init=False)
     _is_finished: bool = field(default=False, init=False)
+    _publisher: Publisher | None = field(default=None, init=False)
 
     @property
     def uid(self) -> str:
@@ -334,7 +343,19 @@ class TrackedRun:
         now = datetime.now(timezone.utc)
         self._try("closed as aborted", partial(close, "aborted", now, reason))
 
+    def hold_spool(self) -> None:
+        """Let others know by the lock of the spool that this run goes on, also before it saves."""
+        folder = Path(self.spooled.folder) if self.spooled is not None else self.spool
+        self._publisher = Publisher.of(folder, LaminRegistry)
+        self._publisher.hold()
+
+    def leave_spool(self) -> None:
+        """Leave the spool to a process that is about to be started, unless it is in use here."""
+        if self._publisher is not None:
+            self._publisher.release()
+
     def _let_go(self) -> None:
+        self.leave_spool()
         ln.setup.logger.set_handler()
         _OWNED.discard(self.uid)
         vars(ln.context).update(self.context_before)
@@ -478,6 +499,7 @@ def begin(
                 "program": started_program(),
                 "hardware": hardware.describe(),
                 "files": _hashes_of_files(params),
+                "spool": str(place.root / FOLDER_NAME / (outer.uid if is_outers else uid)),
                 "modules": modules,
                 **({"doubts": doubts} if doubts else {}),
                 **({"reproduces": {"run": reproduced}} if reproduced else {}),
@@ -509,6 +531,7 @@ def begin(
         raise
     tracked.spool = place.root / FOLDER_NAME / tracked.uid
     if tracked.owned:
+        tracked.hold_spool()
         tracked.context_before = context_before
         tracked.attempt = beginning.attempt["started_at"]
         tracked.is_task = bool(array)
@@ -567,7 +590,7 @@ def _end_what_has_begun(uid: str, error: BaseException) -> None:
         record = ((run and run.extra_data) or {}).get(EXTRA_DATA_KEY, {})
         if record.get("process") == ProcessIdentity.current().to_dict():
             status = "aborted" if is_stopped else "errored"
-            runs.set_ending(run, status, datetime.now(timezone.utc))
+            runs.set_ending(run, status, datetime.now(timezone.utc), shown(in_short(error)))
     os.environ.pop(RUN_UID_VARIABLE, None)
 
 
@@ -673,6 +696,8 @@ def _reopen(run: Any, slug: str, code: str) -> TrackedRun:
         process = ProcessIdentity.from_dict(run.extra_data[EXTRA_DATA_KEY].get("process"))
         if run._status_code not in ended and process is not None and process.is_alive():
             raise RecordError(f"Run {run.uid} is going on already: process {process.pid}.")
+        if holder := _trained_by(run.uid, run.extra_data[EXTRA_DATA_KEY]):
+            raise RecordError(f"Run {run.uid} is going on already: it is in use by {holder}.")
         columns = ("_status_code", "finished_at", "extra_data", "params")
         earlier = {name: getattr(run, name) for name in columns}
         run._status_code = RUN_STATUS_TO_CODE["restarted"]
@@ -698,6 +723,14 @@ def _reopen(run: Any, slug: str, code: str) -> TrackedRun:
         console.warn(f"the code is not what run {run.uid} began with; its record keeps the first")
     ln.context._run, ln.context._transform = run, run.transform
     return TrackedRun(run, slug, owned=True, before=earlier, ends=ends)
+
+
+def _trained_by(uid: str, record: Mapping[str, Any]) -> Holder | None:
+    """Return the training that certainly has the spool of a run, if there is one."""
+    if record.get("job") and record.get("job") == job_id():
+        return None  # its scheduler has seen the attempt before end
+    holders = (spool.lock.holder() for spool in spools_of(uid, record))
+    return next((one for one in holders if one and one.is_alive and one.what != "sync"), None)
 
 
 def _open_log(tracked: TrackedRun, command: str) -> RunLog | None:
@@ -776,8 +809,10 @@ def _close(
         record = (run.extra_data or {}).get(EXTRA_DATA_KEY)
         if record is None or not has_ended(record):
             continue
-        spools = (Spool(folder) for folder in known_spools() if folder.name == run.uid)
+        spools = spools_of(run.uid, record)
         if any(spool.holds("close") for spool in spools):  # `sync` closes it, and truly
+            continue
+        if any(spool.lock.holder() for spool in spools):  # a rank of it lives, or `sync` is at it
             continue
         log = runs.log_path(run.uid)
         ended_s = log.stat().st_mtime if log.exists() else time.time()

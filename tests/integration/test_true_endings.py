@@ -187,6 +187,28 @@ def test_reason_of_an_attempt_ends_with_it(train, last_run):
     assert [a.get("reason") for a in record["attempts"]] == ["ValueError: boom in user code", None]
 
 
+class Late(TinyModel):
+    """Fails when everything is trained and saved."""
+
+    fails = True
+
+    def on_train_end(self):
+        if type(self).fails:
+            raise ValueError("too late")
+
+
+def test_run_that_was_trained_by_an_attempt_before_is_completed(train, last_run, monkeypatch):
+    words = ["--checkpoint.save_on_train_epoch_end=true"]
+    with pytest.raises(ValueError, match="too late"):
+        train("fit", *words, model_class=Late)
+    run = last_run()
+    assert said(run) == ("errored", "ValueError: too late")
+    monkeypatch.setattr(Late, "fails", False)
+    train("fit", *words, f"--lamin.resume={run.uid}", model_class=Late)
+    reason = "nothing was left to train: the checkpoint has reached trainer.max_epochs 1"
+    assert said(run) == ("completed", reason)
+
+
 def test_reason_holds_no_secret(made):
     cli = made()
     try:

@@ -103,6 +103,14 @@ def test_reason_for_nothing_is_given_where_it_is_known():
     assert found.reason == "nothing was trained: it has reached trainer.max_epochs 0"
 
 
-def test_reason_is_a_short_line():
+def test_reason_is_a_short_line_without_secrets():
     found = ending(Happened("fit", [], RuntimeError("x" * 1000)))
     assert len(found.reason) == 300
+    url = f"{'x' * 270} https://me:hunter2secret@host/path"  # cut within the secret, it would stay
+    found = ending(Happened("fit", [], RuntimeError(url)))
+    assert "hunter2" not in found.reason
+
+
+def test_caught_error_holds_no_secret_either():
+    call = broken(ValueError("cannot log in at https://me:hunter2secret@host/x"))
+    assert "hunter2" not in ending(Happened("fit", [call])).reason
