@@ -196,18 +196,14 @@ def _publish_ours(spool: Spool) -> tuple[int, int]:
     before = _left(spool)
     if not _take(spool):
         left = _left(spool)
-        if not left:
-            console.say(f"{_run(spool)}: nothing waits to be published")
-        return max(before, left), left
+        return max(before, left, 1), left
     try:
-        if not spool.folder.exists() or not _left(spool):
-            spool.close()
-            if before:  # whoever had it has done them
-                console.say(f"{_run(spool)}: all {before} jobs are done")
-            return before, 0
-        return _publish_taken(spool)
+        number, left = _publish_taken(spool)
     finally:
         spool.lock.release()
+    if before and not number:  # whoever had it has done them
+        console.say(f"{_run(spool)}: all {before} jobs are done")
+    return max(before, number), left
 
 
 def _take(spool: Spool) -> bool:
@@ -225,9 +221,10 @@ def _take(spool: Spool) -> bool:
         is_over = now_s - progress_s > _PATIENCE_S
         is_training = holder is not None and holder.what != "sync" and holder.is_alive
         if is_training or is_over:
-            text = f"{_run(spool)} is being published by {holder or 'another process'}"
-            console.warn(f"{text}: {left} job{'s' * (left != 1)} left") if left else None
-            console.say(text) if not left else None
+            tell = console.warn if left else console.say
+            rest = f"{left} job{'s' * (left != 1)} left" if left else "nothing waits"
+            who = holder or "another process"
+            tell(f"{_run(spool)} is being published by {who}: {rest}")
             return False
         if holder is not None and str(holder) not in said:
             said.add(str(holder))
@@ -257,6 +254,7 @@ def _publish_taken(spool: Spool) -> tuple[int, int]:
         console.warn(f"{spool.folder.name}/{name} is set aside: {reason}{kept}")
     if not jobs:
         left = _left(spool)
+        spool.close()
         return left, left
     first = jobs[0]
     try:

@@ -670,8 +670,7 @@ def left_behind(others: Iterable[Path] = ()) -> dict[Path, int]:
         with contextlib.suppress(OSError):  # an old one, on a disk that is read-only or away
             jobs = len(spool.pending()) + len(spool.names(spool.parked))
             jobs += len(_listdir(spool.deferred))
-            if jobs and spool.lock.holder() is None and spool.lock.acquire():
-                spool.lock.release()
+            if jobs and spool.lock.holder() is None:
                 left[folder] = jobs
     return left
 

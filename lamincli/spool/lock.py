@@ -180,6 +180,9 @@ class ProcessLock:
 
         A holder on another host that has been silent for long is nobody. One of an older version of
         lamin-train, which leaves no mark, is ``unknown``.
+
+        Raises:
+            OSError: The file system is read-only, so that nobody can.
         """
         with _GUARD:
             other = _HELD.get(self._path)
@@ -320,7 +323,9 @@ class ProcessLock:
         """Tell whether another process has the record lock; `None` where that cannot be known."""
         try:
             handle = os.open(self._path, os.O_RDWR | _PLAIN)
-        except OSError:
+        except OSError as error:
+            if error.errno == errno.EROFS:
+                raise
             return None
         try:
             is_free = _is_free(handle)

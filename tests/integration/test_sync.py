@@ -153,6 +153,26 @@ def test_training_of_another_host_that_shows_that_it_lives_is_left_alone(left, c
     assert names_of(run) == []
 
 
+def test_file_that_still_grew_is_published_although_nothing_else_waits(left, ln, capsys):
+    run, spool = left
+    Path("history.csv").write_text("step,name,value\n")
+    for name in spool.names():
+        spool.drop(name)
+    instance = ln.setup.settings.instance
+    job = Job("save", run.uid, instance.slug, instance._id.hex, "2026-01-01", kind="history",
+              uid=base62_16() + "0000", key="sync/history.csv", artifact_kind="model",
+              local_path=str(Path("history.csv").absolute()))  # fmt: skip
+    spool.defer(job)
+    assert sync.main(["."]) == 0, "its training lives"
+    assert names_of(run) == []
+    (note,) = spool.tmp.glob("deferred history.*")
+    note.unlink()  # it is gone
+    assert sync.main(["."]) == 0
+    assert "1 of 1 jobs done" in capsys.readouterr().out
+    assert names_of(run) == ["history.csv"]
+    assert not spool.folder.exists()
+
+
 def test_dry_run_says_who_has_a_spool(left, hold, capsys):
     _, spool = left
     other = hold(spool, "sync")
