@@ -532,6 +532,7 @@ class Publisher:
     def release(self) -> None:
         """Leave a spool that was only held."""
         if self._is_reserved and self._pid == os.getpid():
+            self._is_reserved = False
             self.close()
 
     @property

@@ -333,6 +333,7 @@ class TrackedRun:
         """Remove a new run; returns whether nothing stood in the way."""
         if self.spooled is None:
             return runs.remove(self.record)
+        self.leave_spool()  # or it would be made again, as one that somebody has removed
         Spool(Path(self.spooled.folder)).discard()
         return True
 
