@@ -9,7 +9,7 @@ from collections import Counter
 import psycopg2
 from servers import create_instance
 
-PROCESSES, RUNS_EACH = 8, 25
+PROCESSES, RUNS_EACH = 8, 12
 SCRIPT = """
 import sys, time
 from pathlib import Path
