@@ -404,6 +404,10 @@ def _keep_environment(beginning: Beginning, run: Any, path: Path | None) -> None
             (folder / Path(name).name).write_text(text)
         with _replaced(_secret_redaction, {_REDACTION_OF_CODE: _as_stored}):
             _finish.save_context_core(run=run, transform=run.transform, filepath=file)
+    environment = run.environment
+    if environment is not None and environment.run_id is not None:
+        # Two runs of one environment that begin at once: lamindb takes it for an output of one.
+        ln.Artifact.objects.filter(id=environment.id).update(run_id=None)
 
 
 def log_path(uid: str) -> Path:
