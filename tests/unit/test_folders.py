@@ -32,6 +32,9 @@ def temporary(tmp_path, monkeypatch):
     monkeypatch.setattr(folders, "_told", set())
     for variable in ("HOME", folders.SETTINGS_VARIABLE, folders.CACHE_VARIABLE):
         monkeypatch.setenv(variable, os.environ.get(variable, ""))  # to be as before in the end
+    for name in ("_settings_store", "_settings"):
+        if (module := sys.modules.get(f"lamindb_setup.core.{name}")) is not None:
+            monkeypatch.setattr(module, "settings_dir", module.settings_dir)  # likewise
     return place
 
 
