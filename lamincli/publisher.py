@@ -534,6 +534,7 @@ class Publisher:
         if self._is_reserved and self._pid == os.getpid():
             self._is_reserved = False
             self.close()
+            self._of_process.pop(self.spool.folder, None)  # the next has options of its own
 
     @property
     def spool(self) -> Spool:

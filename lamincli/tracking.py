@@ -13,7 +13,7 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from functools import partial
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import lamindb as ln
-from django.db import DatabaseError, InterfaceError, OperationalError, transaction
+from django.db import DatabaseError, InterfaceError, transaction
 from lamindb.base.types import RUN_STATUS_TO_CODE
 from lamindb.base.uids import base62_16
 
@@ -65,7 +65,7 @@ from lamincli.redaction import learn, redact, redact_argv, secrets_in_code
 from lamincli.references import find_run
 from lamincli.registry import arrays, runs
 from lamincli.registry.lamin import LaminRegistry, how_to_create
-from lamincli.registry.outages import asking, give_back_connections
+from lamincli.registry.outages import asking, give_back_connections, with_new_connection
 from lamincli.registry.runs import Beginning, silent_lamindb
 from lamincli.source import DOUBTS, Source, hashes_of_modules
 from lamincli.spool import Job, Spool, known_spools
@@ -211,10 +211,13 @@ class TrackedRun:
         self._metrics = redact(as_json(values))  # saved with the ending at the latest
         if self.spooled is not None:
             return
-        with self._owing("the metrics of the run", f"the metrics could not be recorded{_LATER}"):
+
+        def record() -> None:
             runs.add_metrics(self.record, self._metrics)
             self.record.save()
             runs.add_metric_features(self.record, values)
+
+        self._record(record, "the metrics of the run", f"the metrics could not be recorded{_LATER}")
 
     def annotate_evaluated(self, artifact: Any, metrics: Mapping[str, Any]) -> None:
         """Give a checkpoint its metrics, as features that exist; earlier values are replaced.
@@ -227,9 +230,9 @@ class TrackedRun:
             self._evaluated = artifact
             return
         text = f"the metrics could not be added to {artifact.key}{_LATER}"
-        with self._owing(f"the metrics of {artifact.key}", text):
-            self._evaluated = {"uid": str(artifact.uid)}
-            runs.annotate_evaluated(artifact, metric_values(metrics), self.record)
+        annotate = partial(runs.annotate_evaluated, artifact, metric_values(metrics), self.record)
+        self._evaluated = {"uid": str(artifact.uid)}
+        if self._record(annotate, f"the metrics of {artifact.key}", text):
             self._evaluated = {}
 
     def finish(
@@ -256,8 +259,8 @@ class TrackedRun:
         if self.spooled is not None:
             self._owed.add(END_OF_RUN)
         else:
-            with self._owing(END_OF_RUN, f"run {self.uid} will be closed by lamin-train sync"):
-                self._set_ending(status, ended, reason)
+            end = partial(runs.set_ending, self.record, status, ended, reason)
+            self._record(end, END_OF_RUN, f"run {self.uid} will be closed by lamin-train sync")
         if farewell is not None:
             self._try("told about", farewell)
         if self.log is not None:
@@ -266,29 +269,32 @@ class TrackedRun:
             self.log.close()
         if END_OF_RUN not in self._owed:
             text = f"run {self.uid} will be given its log by lamin-train sync"
-            with self._owing("the log of the run", text):
-                runs.save_report(self.record)
+            self._record(partial(runs.save_report, self.record), "the log of the run", text)
         if self._owed:
             if log := self._log_file():
                 self._try("given a log without secrets", partial(runs.clean_log, log))
             self._try("closed", lambda: self._leave_ending(status, ended, reason))
         self._let_go()
 
-    @contextlib.contextmanager
-    def _owing(self, what: str, message: str) -> Iterator[None]:
-        """Leave a part of the end to `sync` that cannot be recorded now; it is never lost.
+    def _record(self, record: Callable[[], object], what: str, message: str) -> bool:
+        """Record a part of the end, or leave it to `sync` if that cannot be done now.
 
         Args:
+            record: Does it.
             what: Names it.
             message: What the user is told, before the reason.
+
+        Returns:
+            Whether it is recorded.
         """
         try:
-            yield
+            with_new_connection(record)
         except Exception as failure:
             if not self.owned:
                 raise
             self._owed.add(what)
             console.warn(f"{message}: {first_line(failure)}")
+        return what not in self._owed
 
     def left(self) -> list[str]:
         """Name what of the run is not in LaminDB yet, in the words of `Publisher.left`."""
@@ -339,10 +345,13 @@ class TrackedRun:
 
     def goes_on_no_more(self, reason: str = "") -> None:
         """Close a run as aborted that was to go on by itself."""
-        is_left = self.spooled is not None or END_OF_RUN in self._owed
-        close = self._leave_ending if is_left else self._set_ending
         now = datetime.now(timezone.utc)
-        self._try("closed as aborted", partial(close, "aborted", now, reason))
+        if self.spooled is not None or END_OF_RUN in self._owed:
+            close = partial(self._leave_ending, "aborted", now, reason)
+        else:
+            end = partial(runs.set_ending, self.record, "aborted", now, reason)
+            close = partial(with_new_connection, end)
+        self._try("closed as aborted", close)
 
     def hold_spool(self) -> None:
         """Let others know by the lock of the spool that this run goes on, also before it saves."""
@@ -373,14 +382,6 @@ class TrackedRun:
         except Exception as failure:
             with contextlib.suppress(OSError, ValueError):  # the terminal may have gone too
                 console.warn(f"run {self.uid} could not be {what}: {first_line(failure)}")
-
-    def _set_ending(self, status: Status, ended: datetime, reason: str = "") -> None:
-        try:
-            runs.set_ending(self.record, status, ended, reason)
-        except (OperationalError, InterfaceError):
-            # The connection may have been lost in the hours since it was used.
-            give_back_connections()
-            runs.set_ending(self.record, status, ended, reason)
 
     def _leave_ending(self, status: Status, ended: datetime, reason: str = "") -> None:
         if self.spooled is not None:

@@ -127,7 +127,8 @@ class Cleaner:
         return clean
 
     def _sequence(self, items: Sequence[Any], kind: Kind, depth: int) -> list[Any]:
-        if _are_pairs(items):
+        # Below the name of a secret, the first of two may be one as well.
+        if kind < Kind.PLACE and _are_pairs(items):
             pairs = [dict(self._items([tuple(pair)], kind, depth)) for pair in items]
             made = (next(iter(pair.items())) for pair in pairs)
             return [_like(old, list(new)) for old, new in zip(items, made, strict=True)]

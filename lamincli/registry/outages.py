@@ -6,7 +6,7 @@ import sqlite3
 import ssl
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
@@ -114,6 +114,17 @@ def give_back_connections() -> None:
     for opened in connections.all(initialized_only=True):
         if not opened.in_atomic_block:
             opened.close()
+
+
+def with_new_connection(act: Callable[[], object]) -> None:
+    """Do what asks the database; once more if the connection was lost since it was used."""
+    try:
+        act()
+    except (OperationalError, InterfaceError):
+        if connection.connection is None or connection.is_usable():
+            raise
+        give_back_connections()
+        act()
 
 
 @contextmanager

@@ -127,7 +127,7 @@ def test_torn_folder_is_passed_over(shell, project, checkpoints, torn, is_away):
     assert (local / f".before-{torn}" / ".metadata").exists() == is_over_another
     if is_away:
         (project / "away").rename(project / "lamindb/.lamindb")
-    done = shell("resume", "latest", timeout_s=200)
+    done = shell("resume", "latest", "--lamin.patience_s=60", timeout_s=200)
     assert done.returncode == 0, done.stderr
     found = checkpoints()
     assert [one["key"].rpartition("/")[2] for one in found] == ["epoch=2-step=6.ckpt", "last.ckpt"]

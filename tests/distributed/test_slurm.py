@@ -321,10 +321,12 @@ def test_login_node_publishes_what_a_short_grace_has_left(slurm, record, project
     slurm.wait_until_gone()
     database.execute("ROLLBACK")
     assert "stopping after this batch" in output(job)
-    # Another home, on another host: what it needs lies in the shared folder.
+    # Another home, on another host: what it needs lies in the shared folder, but for the key.
     home = tmp_path_factory.mktemp("home")
     sync = [sys.executable, "-m", "lamincli", "sync", str(project)]
-    done = slurm.run(*sync, HOME=str(home), timeout_s=60)
+    told = slurm.run(*sync, HOME=str(home), timeout_s=60)
+    assert (told.returncode, "not written by your lamin-train" in told.stderr) == (3, True)
+    done = slurm.run(*sync, "--trust", HOME=str(home), timeout_s=60)
     assert done.returncode == 0, done.stdout + done.stderr + output(job)
     (run,) = record()
     assert (run.status, run.finished) == ("aborted", True), done.stdout + done.stderr + output(job)

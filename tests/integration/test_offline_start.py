@@ -272,7 +272,9 @@ def test_machine_that_knows_no_instance(shell, record, project, home, monkeypatc
     assert (refused.returncode, "Name it: --lamin.instance" in refused.stderr) == (2, True)
     done = shell(*words, f"--lamin.instance={slug}", program=["bash"], **elsewhere)
     assert done.returncode == 0, done.stderr
-    assert shell("sync", "node").returncode == 0
+    told = shell("sync", "node")
+    assert (told.returncode, "not written by your lamin-train" in told.stderr) == (3, True)
+    assert shell("sync", "node", "--trust").returncode == 0, "another home, another key"
     assert [run.status for run in record()] == ["completed", "completed"]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tests_models import NoisyData, NoisyModel
 
-from lamincli.references import References
+from lamincli.references import References, find_run
 
 NOISY = {"model_class": NoisyModel, "datamodule_class": NoisyData}
 ALL = ["--checkpoint.save_top_k=-1", "--checkpoint.monitor=val_loss", "--checkpoint.save_last=true",
@@ -89,14 +89,16 @@ def test_checkpoint_that_did_not_become_a_job_is_found_by_what_it_says(train, la
     assert not list(_unknown(uid, {file.parent}, newest, {file}))
 
 
-def test_latest_is_what_began_last_in_lamindb(train, last_run, ln):
-    train("fit")
-    first = last_run()
-    train("fit")
-    run = last_run()
-    early = first.started_at - timedelta(days=1)  # begun on a host whose clock is late
-    ln.Run.objects.filter(id=run.id).update(started_at=early)
-    assert References().resolve("lamin:run/latest/last").run.uid == run.uid
+def test_latest_is_what_began_last_in_lamindb(ln, project):
+    transform = ln.Transform(key="m.py", source_code="b = 1", kind="function").save()
+    runs = []
+    for _ in range(2):
+        run = ln.Run(transform=transform)
+        run.extra_data = {"lamin_train": {"stage": "fit"}}
+        runs.append(run.save())
+    early = runs[0].started_at - timedelta(days=1)  # begun on a host whose clock is late
+    ln.Run.objects.filter(id=runs[1].id).update(started_at=early)
+    assert find_run("latest", ln.Run.filter(), "me/here") == runs[1]
 
 
 def test_orders_of_two_callbacks_of_a_run_are_one(train, last_run):

@@ -20,7 +20,7 @@ COARSE = {"branch_id", "space_id", "kind", "is_latest", "created_by_id", "storag
 def whole_tables() -> Iterator[list[str]]:
     """Collect the statements for which SQLite reads a table that grows with the runs, row by row.
 
-    An index may be read in its order, up to a limit. That of `branch_id`, a filter that lamindb adds
+    An index, that of the ids too, may be read in its order, up to a limit. That of `branch_id`, a filter that lamindb adds
     to every query, is taken away: SQLite prefers it for want of statistics, see the guide on scaling.
     """
     from django.db import connection
@@ -43,13 +43,15 @@ def whole_tables() -> Iterator[list[str]]:
             plain = re.sub(r'("\w+"\."branch_id")', r"+\1", sql.partition(" FROM ")[2])
             sql = sql.partition(" FROM ")[0] + (f" FROM {plain}" if plain else "")
             cursor.execute(f"EXPLAIN QUERY PLAN {sql}", params)
-            for *_, step in cursor.fetchall():
+            steps = [step for *_, step in cursor.fetchall()]
+            is_in_order = "LIMIT" in sql and not any("FOR ORDER BY" in step for step in steps)
+            for step in steps:
                 how = re.match(r"(SCAN|SEARCH) (\w+)(?: USING [^(]*\((.*)\))?", step)
                 if how is None or how[2] not in aliases:
                     continue
                 columns = set(re.findall(r"(\w+)[=<>]", how[3] or ""))
-                is_in_order = "USING" in step and "LIMIT" in sql and how[1] == "SCAN"
-                if columns <= COARSE and not is_in_order:
+                is_read_in_order = how[1] == "SCAN" and "ORDER BY" in sql and is_in_order
+                if columns <= COARSE and not is_read_in_order:
                     found.append(f"{step}: {sql}")
 
 

@@ -220,31 +220,33 @@ def test_reason_holds_no_secret(made):
     assert "hunter2" not in reason
 
 
-SCRIPT = """
-import sys
-from lamincli import LaminLightningCLI
-from tests_models import TinyModel, TinyData
-cli = LaminLightningCLI(TinyModel, TinyData, run=False, args=sys.argv[2:])
-try:
-    cli.trainer.fit(cli.model, datamodule=cli.datamodule)
-except BaseException:
-    if sys.argv[1] == "raise":
-        raise
-if sys.argv[1] == "caught exit":
-    try:
+@pytest.fixture
+def at_exit(monkeypatch):
+    """Return what the end of the program would call."""
+    calls = []
+    monkeypatch.setattr("lamincli.cli.atexit.register", calls.append)
+    return lambda: next(call for call in calls if call.__name__ == "finish")()
+
+
+def test_program_that_ends_well_in_the_middle_of_its_training(made, at_exit):
+    cli = made("--model.at=exit0")
+    with pytest.raises(SystemExit):
+        fit(cli)
+    at_exit()
+    assert said(cli.lamin_run) == (
+        "aborted",
+        "fit was ended by sys.exit(0)",
+    )
+
+
+def test_exit_that_the_program_caught_and_went_on(made, at_exit):
+    cli = made()
+    fit(cli)
+    with pytest.raises(SystemExit):
         sys.exit(3)
-    except SystemExit:
-        cli.trainer.test(cli.model, cli.datamodule)
-"""
-
-
-def test_script_that_ends_well_although_its_training_did_not(shell, record, project):
-    (project / "train.py").write_text(SCRIPT)
-    program = [sys.executable, "train.py"]
-    assert shell("raise", *QUIET, "--model.at=exit0", program=program).returncode == 0
-    done = shell("caught exit", *QUIET, program=program)
-    assert done.returncode == 0, done.stderr
-    assert [run.status for run in record()] == ["aborted", "completed"]
+    cli.trainer.test(cli.model, cli.datamodule)
+    at_exit()
+    assert said(cli.lamin_run) == ("completed", None)
 
 
 def test_ranks_that_a_strategy_started_are_accounted_for(train, last_run):
