@@ -894,7 +894,10 @@ class LaminLightningCLI(LightningCLI):
         """Return the words with local files, and the texts of those that the words did not name."""
         local = self._with_local_configs(words)
         new = set(options_in(local, "--config", "-c")) - set(options_in(words, "--config", "-c"))
-        return {"words": local, "texts": {path: Path(path).read_text() for path in new}}
+        return {
+            "words": local,
+            "texts": {path: Path(path).read_text(encoding="utf-8") for path in new},
+        }
 
     def _copy(self, content: bytes) -> str:
         """Write a config into a folder that goes with this object."""

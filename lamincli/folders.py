@@ -461,7 +461,7 @@ def _take_over_settings(source: Path, target: Path) -> None:
             if not file.is_file() or here.exists():
                 continue
             if file.name.endswith("current_instance.env"):  # written over when one is made
-                write_own(here, file.read_text())
+                write_own(here, file.read_text(encoding="utf-8"))
             else:
                 here.symlink_to(file)
 

@@ -330,7 +330,7 @@ def _stored() -> list[Any]:
 def _mark_of(folder: Path) -> dict[str, str]:
     """Return what the file by which lamindb marks a storage says of its instance."""
     try:
-        lines = (folder / _MARK).read_text().splitlines()
+        lines = (folder / _MARK).read_text(encoding="utf-8").splitlines()
         mark = dict(line.split("=", 1) for line in lines if "=" in line)
         UUID(mark["instance_id"])
         _owner, _name = mark["instance_slug"].split("/")
@@ -401,7 +401,8 @@ def _create(folder: Path) -> None:
         cwd=folder.parent if in_project else folder,
         env=environment,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         check=False,
     )
     if done.returncode != 0:
@@ -457,13 +458,17 @@ def _follow_the_folder(folder: Path) -> None:
         write_local_current_instance,
     )
 
-    uid = (folder / _MARK).read_text().splitlines()[0]
+    uid = (folder / _MARK).read_text(encoding="utf-8").splitlines()[0]
     elsewhere = ln.Storage.objects.filter(uid=uid).exclude(root=folder.as_posix())
     elsewhere.update(root=folder.as_posix())
     # `import lamindb` in the project shall find this instance, and not that of the old place.
     marker = local_current_instance_file(Path.cwd())
     slug = str(ln.setup.settings.instance.slug)
-    if folder == DEFAULT_FOLDER.absolute() and marker.exists() and marker.read_text() != slug:
+    if (
+        folder == DEFAULT_FOLDER.absolute()
+        and marker.exists()
+        and marker.read_text(encoding="utf-8") != slug
+    ):
         with suppress(OSError):
             write_local_current_instance(Path.cwd(), slug)
 

@@ -31,7 +31,7 @@ def write(path: Path, text: str) -> None:
     """
     is_private = redact_config(text) != text
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-    with open(os.open(path, flags, 0o600 if is_private else 0o666), "w") as file:
+    with open(os.open(path, flags, 0o600 if is_private else 0o666), "w", encoding="utf-8") as file:
         file.write(text)
         if is_private:
             file.flush()
@@ -65,7 +65,7 @@ def find(note: Any, run: str, published: Path) -> Path | None:
         return None
     copy = None
     with suppress(OSError):  # it may be published just now, and gone from the spool
-        copy = published.read_text(errors="replace")
+        copy = published.read_text(encoding="utf-8", errors="replace")
     for project in (str(note.get("project", "")), os.getcwd()):
         path = Path(project, note["file"])
         text = _read(path)

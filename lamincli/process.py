@@ -200,7 +200,7 @@ def is_global_zero() -> bool:
 def _started_s(pid: int) -> float:
     try:
         # Field 22, counted after the name, which may hold blanks and brackets.
-        ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        ticks = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
         return int(ticks) / os.sysconf("SC_CLK_TCK")
     except (OSError, IndexError, ValueError):
         import psutil
@@ -214,7 +214,7 @@ def _boot_id() -> str:
 
 def _read(path: str) -> str:
     try:
-        return Path(path).read_text().strip()
+        return Path(path).read_text(encoding="utf-8").strip()
     except OSError:
         return ""
 

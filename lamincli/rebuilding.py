@@ -124,7 +124,7 @@ def _params(spool: Spool, jobs: Sequence[Job]) -> dict[str, Any]:
     for job in jobs:
         if (job.action, job.kind) == ("save", "config") and job.pin:
             with suppress(OSError, ValueError, LaminTrainError, yaml.YAMLError):
-                config = yaml.safe_load(spool.pin_of(job).read_text())
+                config = yaml.safe_load(spool.pin_of(job).read_text(encoding="utf-8"))
                 return as_json(redact(config)) if isinstance(config, dict) else {}
     return {}
 

@@ -164,7 +164,7 @@ def _script(program: dict[str, str], transform_key: str) -> Path | None:
         return path
     if path is None and transform_key.endswith(".py") and not transform_key.startswith(_PACKAGES):
         here = Path.cwd() / transform_key  # recorded by an earlier version
-        return here if here.is_file() and "LightningCLI" in here.read_text() else None
+        return here if here.is_file() and b"LightningCLI" in here.read_bytes() else None
     return None
 
 
@@ -275,7 +275,7 @@ def write_code(transform_key: str, source: str, script_name: str | None, place: 
         if target.with_suffix("").is_dir():  # the source of a package itself
             target = target.with_suffix("") / "__init__.py"
         target.unlink(missing_ok=True)
-    target.write_text(source)
+    target.write_text(source, encoding="utf-8")
     return target
 
 
@@ -307,5 +307,5 @@ def write_config(config: dict[str, Any], path: Path) -> None:
     """Write the config of the child, which may hold secrets, for this user alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with open(handle, "w") as file:
+    with open(handle, "w", encoding="utf-8") as file:
         file.write(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))

@@ -196,7 +196,7 @@ class References:
         published = self.local_path(value)
         notes = self.resolve(value).originals
         found = (originals.find(note, uid, Path(published)) for uid, note in notes.items())
-        texts = {path.read_text(): str(path) for path in found if path is not None}
+        texts = {path.read_bytes(): str(path) for path in found if path is not None}
         # Runs of one key may differ in nothing but their secrets.
         return texts.popitem()[1] if len(texts) == 1 else published
 

@@ -318,7 +318,7 @@ def remember(run_uid: str, slug: str) -> None:
     """Let ``auto`` find the run of this folder where no scheduler names the job."""
     try:
         note = sealed({"run": run_uid, "instance": slug}, RUN_FILE.name)
-        RUN_FILE.write_text(json.dumps(note) + "\n")
+        RUN_FILE.write_text(json.dumps(note) + "\n", encoding="utf-8")
     except OSError as error:
         console.warn(f"--lamin.resume auto will not find this run again: {error}")
 
@@ -328,7 +328,7 @@ def forget(run_uid: str) -> None:
     if (job := job_id()) is not None:
         forget_job(job, redact_argv(sys.argv[1:]), fit_number())
     try:
-        if json.loads(RUN_FILE.read_text()).get("run") == run_uid:
+        if json.loads(RUN_FILE.read_text(encoding="utf-8")).get("run") == run_uid:
             RUN_FILE.unlink()
     except (OSError, ValueError, AttributeError):  # none of ours
         pass
@@ -378,7 +378,7 @@ def _is_of_this_fit(record: Mapping[str, Any], job: str) -> bool:
 def _noted_in_folder() -> tuple[str, str]:
     """Return the run of this folder, and its instance."""
     try:
-        note = json.loads(RUN_FILE.read_text())
+        note = json.loads(RUN_FILE.read_text(encoding="utf-8"))
         run, instance = note["run"], note["instance"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(

@@ -166,7 +166,12 @@ def _scontrol(*words: str) -> subprocess.CompletedProcess[str]:
     command = ["scontrol", *words]
     try:
         return subprocess.run(  # noqa: S603
-            command, capture_output=True, text=True, check=False, timeout=_ANSWERS_WITHIN_S
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+            timeout=_ANSWERS_WITHIN_S,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return subprocess.CompletedProcess(command, 1, "", str(error))

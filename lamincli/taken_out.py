@@ -245,7 +245,7 @@ def _value(values: Any, parts: Sequence[str]) -> Any:
 def _text(value: str) -> str:
     """Return the text of a config, which is a file or stands among the words itself."""
     try:
-        return Path(value).read_text()
+        return Path(value).read_text(encoding="utf-8")
     except (OSError, ValueError):
         return value
 

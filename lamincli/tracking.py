@@ -65,7 +65,7 @@ from lamincli.redaction import learn, redact, redact_argv, secrets_in_code
 from lamincli.references import find_run
 from lamincli.registry import arrays, runs
 from lamincli.registry.lamin import LaminRegistry, how_to_create
-from lamincli.registry.outages import asking, give_back_connections, with_new_connection
+from lamincli.registry.outages import asking, give_back_connections, storing, with_new_connection
 from lamincli.registry.runs import Beginning, silent_lamindb
 from lamincli.source import DOUBTS, Source, hashes_of_modules
 from lamincli.spool import Job, Spool, known_spools
@@ -321,7 +321,7 @@ class TrackedRun:
             self.log.close()
             with contextlib.suppress(OSError):
                 if self.earlier_log:
-                    self.log.path.write_text(self.earlier_log)
+                    self.log.path.write_text(self.earlier_log, encoding="utf-8")
                 else:
                     self.log.path.unlink(missing_ok=True)
         if self.before:
@@ -616,7 +616,8 @@ def _begin_in_registry(
         runs.leave_context()
         if resumes is None:
             environment = runs.environment_of(beginning.uid)
-            run = runs.begin(replace(beginning, environment=environment))
+            with storing(slug):
+                run = runs.begin(replace(beginning, environment=environment))
             tracked = TrackedRun(run, slug, owned=True)
         else:
             tracked = _reopen(resumes, slug, beginning.code)
@@ -737,11 +738,11 @@ def _trained_by(uid: str, record: Mapping[str, Any]) -> Holder | None:
 
 def _open_log(tracked: TrackedRun, command: str) -> RunLog | None:
     path = runs.log_path(tracked.uid)
-    tracked.earlier_log = kept = path.read_text() if path.exists() else ""
+    tracked.earlier_log = kept = _text_of(path)
     reported = ""
     if tracked.record.report_id is not None:
         with contextlib.suppress(Exception):  # else it is put before this one in the end
-            reported = Path(tracked.record.report.cache(is_run_input=False)).read_text()
+            reported = _text_of(Path(tracked.record.report.cache(is_run_input=False)))
     if not kept.startswith(reported):  # that of an attempt whose end was not published yet
         kept = f"{reported}\n{kept}" if kept else reported
     log = RunLog(path)
@@ -754,6 +755,11 @@ def _open_log(tracked: TrackedRun, command: str) -> RunLog | None:
         return None
     ln.setup.logger.set_handler()  # lamindb's messages follow sys.stdout
     return log
+
+
+def _text_of(log: Path) -> str:
+    """Return the text of a log, which a power cut may have torn; an empty one if there is none."""
+    return log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
 
 
 def adopt_from_parent() -> None:

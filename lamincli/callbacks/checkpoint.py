@@ -543,7 +543,7 @@ class Checkpoint(GoesOn, ll.Checkpoint):
         path = Path(filepath)
         if job.kind not in ("config", "hparams"):
             return job, path, None
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         copy = redact_config(with_variables(text, self._variables))
         if job.kind == "config" and copy != text:
             job = replace(job, notes={originals.NOTE: originals.note_of(path, text, job.run)})

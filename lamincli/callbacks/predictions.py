@@ -400,7 +400,7 @@ class _Part:
                 return
             except UnsuitableError as reason:
                 self._as_rows = False
-                (self._folder / f"{self._stem}.reason").write_text(str(reason))
+                (self._folder / f"{self._stem}.reason").write_text(str(reason), encoding="utf-8")
         path = self._folder / _batch_name(self.loader, order)
         try:
             torch.save(move_data_to_device(prediction, torch.device("cpu")), path)
@@ -510,7 +510,7 @@ class Merge:
         self._rows = [_Rows(path) for path in sorted(folder.glob("*.arrow"))]
         self._batches = sorted(folder.glob("*.pt"))
         reasons = sorted(folder.glob("*.reason"))
-        self.why_not_rows = reasons[0].read_text() if reasons else ""
+        self.why_not_rows = reasons[0].read_text(encoding="utf-8") if reasons else ""
 
     @property
     def is_empty(self) -> bool:

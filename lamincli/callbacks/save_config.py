@@ -103,7 +103,7 @@ class SaveConfigCallback(ll.SaveConfigCallback):
             path = folder / self.config_filename
             self.parser.save(self.config, path, skip_unset=False)
             files = [path, *(file for file in folder.iterdir() if file != path)]
-            return {file.name: file.read_text() for file in files}
+            return {file.name: file.read_text(encoding="utf-8") for file in files}
 
     def _places(self, trainer: pl.Trainer) -> Iterator[Path]:
         """Yield the folders for the config; one that is taken is left as it is.

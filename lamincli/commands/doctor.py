@@ -98,7 +98,7 @@ def _where(ln: Any) -> str:
 def _why_unwritable(root: Any) -> str | None:
     probe = root / ".lamindb" / f"lamin-train-doctor-{platform.node()}"
     try:
-        probe.write_text("written by lamin-train doctor")
+        probe.write_text("written by lamin-train doctor", encoding="utf-8")
         probe.unlink()
     except Exception as error:  # every storage has its own kinds of errors
         return f"{type(error).__name__}: {error}"

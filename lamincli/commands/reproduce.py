@@ -123,7 +123,7 @@ def _reproduce(options: argparse.Namespace, rest: list[str], slug: str) -> int:
         report.note()
         report.show(slug)
         if options.json is not None:
-            options.json.write_text(json.dumps(report.to_dict(), indent=1) + "\n")
+            options.json.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
         return report.exit_code if is_trained else _failed(code or 1)
     finally:
         if temporary is not None:
@@ -187,7 +187,7 @@ def _config_given(run: Any, rest: list[str], report: Path | None) -> dict[str, A
     path = _output(run, "config", References.config_path)
     if path is None:
         raise UsageError(f"run {run.uid} has published no config, so it cannot be reproduced.")
-    config = dict(yaml.safe_load(path.read_text()) or {})
+    config = dict(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
     missing = redacted_keys(config)
     given = _given(rest)
     if unknown := [key for key in given if key not in missing]:
@@ -197,7 +197,10 @@ def _config_given(run: Any, rest: list[str], report: Path | None) -> dict[str, A
         )
     if left := [key for key in missing if key not in given]:
         if report is not None:
-            report.write_text(json.dumps({"run": str(run.uid), "missing": left}, indent=1) + "\n")
+            report.write_text(
+                json.dumps({"run": str(run.uid), "missing": left}, indent=1) + "\n",
+                encoding="utf-8",
+            )
         raise UsageError.of(
             [
                 f"{key} was taken out of the published config of run {run.uid}, and what it was "
@@ -417,7 +420,7 @@ def _compare(original: Any, child: Any, plan: recipe.Recipe, is_trained: bool) -
 
 def _config(run: Any) -> dict[str, Any] | None:
     path = _output(run, "config")
-    return None if path is None else dict(yaml.safe_load(path.read_text()) or {})
+    return None if path is None else dict(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
 
 
 def _configs(given: dict[str, Any], here: dict[str, Any] | None) -> Finding:
@@ -473,7 +476,7 @@ def _environment(original: Any, child: Any) -> Finding:
             paths.append(download.fetch(run.environment) if run.environment_id else None)
         except LaminReferenceError:
             paths.append(None)
-    was, here = (None if path is None else path.read_text() for path in paths)
+    was, here = (None if path is None else path.read_text(encoding="utf-8") for path in paths)
     finding = differences.packages(was, here)
     if finding.state == "differs" and paths[0] is not None:
         folder = f".venv-{original.uid[:8]}"

@@ -4,10 +4,10 @@ A download lies in the cache of lamindb in a folder named by the artifact's uid,
 there is never another version. It gets its name when it is complete and is what was registered.
 """
 
-import os
 import shutil
-import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from lamindb_setup.core.upath import LocalPathClasses
 
 from lamincli import console
 from lamincli.errors import LaminReferenceError, first_line
-from lamincli.folders import taking_turns
+from lamincli.folders import Scratch, remove_left, taking_turns
 from lamincli.registry.outages import verdict
 from lamincli.registry.storage import describe
 from lamincli.remote_file import Advance
@@ -56,10 +56,9 @@ def fetch(artifact: Any, subpath: str = "") -> Path:
 def write_cached(name: str, text: str) -> Path:
     """Write a small file into the cache and return its path."""
     path = _cached("records") / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = _part(path)
-    part.write_text(text)
-    part.replace(path)
+    with _part_of(path) as part:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
     return path
 
 
@@ -130,19 +129,23 @@ def _download_once(place: Any, target: Path, bar: Any) -> None:
             wanted[remote] = (local, about["size"])
     bar.start(sum(size for _, size in wanted.values()))
     for remote, (local, size) in wanted.items():
-        local.parent.mkdir(parents=True, exist_ok=True)
-        part = _part(local)
-        try:
+        with _part_of(local) as part:
             files.get_file(remote, str(part), callback=Advance(bar))
             if (arrived := part.stat().st_size) != size:
                 raise ConnectionError(f"{arrived} of {size} bytes of {remote} arrived")
             part.replace(local)
-        finally:
-            part.unlink(missing_ok=True)
     if not is_file:
         _mark(target).touch()
 
 
-def _part(path: Path) -> Path:
-    # The cache of two machines may be one folder, so a lock is not enough.
-    return path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.part")
+@contextmanager
+def _part_of(path: Path) -> Iterator[Path]:
+    """Yield where a file of the cache is written before it gets its name, in a folder of its own.
+
+    What a killed process has left there, the next one removes.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parts = _cached("parts")
+    remove_left(parts)
+    with Scratch("part", within=parts) as folder:
+        yield folder / path.name

@@ -56,6 +56,10 @@ _STORE_PASSES = {
     "NoSuchUpload",
     "RequestTimeTooSkewed",
 }
+_MEANWHILE = (
+    "To train meanwhile: --lamin.offline keeps the run for later, --lamin.track false leaves it "
+    "out."
+)
 _NETWORK_LIBRARIES = {"aiohttp", "aiobotocore", "botocore", "gcsfs", "httpcore", "httpx", "urllib3"}
 
 
@@ -83,10 +87,14 @@ def verdict(error: BaseException) -> Verdict:
         if isinstance(error, needs_somebody) or error.errno in _NEEDS_SOMEBODY:
             return "park"
         return "retry"
-    if type(error).__module__.split(".")[0] in _NETWORK_LIBRARIES:
+    if _is_of_network(error):
         missing = type(error).__name__ in {"NoCredentialsError", "PartialCredentialsError"}
         return "park" if missing or _store_code(error) in _STORE_NEEDS_SOMEBODY else "retry"
     return "park"
+
+
+def _is_of_network(error: BaseException) -> bool:
+    return type(error).__module__.split(".")[0] in _NETWORK_LIBRARIES
 
 
 def _state(error: BaseException) -> str:
@@ -163,8 +171,7 @@ def asking(slug: str) -> Iterator[None]:
         about = f"LaminDB instance {slug} cannot be"
         if verdict(error) == "park" or (is_server and _refuses()):
             raise InstanceError(
-                f"{about} used: {first_line(error)}. {_mend(error)} To train meanwhile: "
-                "--lamin.offline keeps the run for later, --lamin.track false leaves it out."
+                f"{about} used: {first_line(error)}. {_mend(error)} {_MEANWHILE}"
             ) from error
         reached = ("reached", "Start its database")
         verb, mend = reached if is_server else ("written", "See to its disk")
@@ -172,6 +179,27 @@ def asking(slug: str) -> Iterator[None]:
             f"{about} {verb}: {first_line(error)}. {mend}, or train without a record: "
             "--lamin.track false."
         ) from error
+
+
+@contextmanager
+def storing(slug: str) -> Iterator[None]:
+    """Say likewise what is wrong with the storage of an instance.
+
+    Raises:
+        UnreachableError: It cannot be written for now: it is away, or full.
+        InstanceError: It refuses.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, OSError) and not _is_of_network(error):
+            raise
+        about = f"The storage of LaminDB instance {slug} cannot be written: {first_line(error)}."
+        if verdict(error) == "retry":
+            mend = "See to it, or train without a record: --lamin.track false."
+            raise UnreachableError(f"{about} {mend}") from error
+        mend = f"See to its address and its permissions. {_MEANWHILE}"
+        raise InstanceError(f"{about} {mend}") from error
 
 
 def _mend(error: BaseException) -> str:

@@ -259,16 +259,21 @@ def _code_of(beginning: Beginning) -> Iterator[Path | None]:
         yield None
         return
     path = Path(beginning.path)
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        if path.read_text() == beginning.code:
-            yield path
-            return
+    if _holds(path, beginning.code):
+        yield path
+        return
     with Scratch("code") as folder:
         # The folders are kept, for lamindb finds earlier versions by the end of the path.
         copy = folder.joinpath(*(part for part in path.parts[1:] if part != ".."))
         copy.parent.mkdir(parents=True)
-        copy.write_text(beginning.code)
+        copy.write_text(beginning.code, encoding="utf-8")
         yield copy
+
+
+def _holds(path: Path, text: str) -> bool:
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        return path.read_text(encoding="utf-8") == text
+    return False
 
 
 @contextlib.contextmanager
@@ -288,7 +293,7 @@ def source_of(source: Source, slug: str) -> dict[str, Any]:
     return {
         "key": source.key or _transform_key(source.path, slug),
         "path": str(source.path or ""),
-        "code": source.code or Path(str(source.path)).read_text(),
+        "code": source.code or Path(str(source.path)).read_text(encoding="utf-8"),
         "is_file": source.path is not None and not in_notebook,
     }
 
@@ -369,13 +374,23 @@ def _without_git() -> Iterator[None]:
 
 
 def environment_of(uid: str) -> dict[str, str]:
-    """Return the files by which lamindb describes the environment of this process."""
+    """Return the files by which lamindb describes the environment of this process.
+
+    None, and the user is told, where they cannot be written or read: no training waits for them.
+    """
     from lamindb.core import _track_environment
 
-    with silent_lamindb(), _environment_folder(_track_environment, uid) as folder:
-        _track_environment.track_python_environment(SimpleNamespace(uid=uid))
-        # The remotes of editable and VCS installs may hold credentials.
-        return {file.name: redact_text(file.read_text()) for file in folder.glob("*")}
+    texts = {}
+    try:
+        with silent_lamindb(), _environment_folder(_track_environment, uid) as folder:
+            _track_environment.track_python_environment(SimpleNamespace(uid=uid))
+            for file in folder.glob("*"):
+                texts[file.name] = file.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        console.warn(f"the run has no list of its packages: {first_line(error)}")
+        return {}
+    # The remotes of editable and VCS installs may hold credentials.
+    return {name: redact_text(text) for name, text in texts.items()}
 
 
 @contextlib.contextmanager
@@ -401,7 +416,7 @@ def _keep_environment(beginning: Beginning, run: Any, path: Path | None) -> None
     with silent_lamindb(), _environment_folder(_finish, str(run.uid)) as folder:
         folder.mkdir(parents=True)
         for name, text in beginning.environment.items():
-            (folder / Path(name).name).write_text(text)
+            (folder / Path(name).name).write_text(text, encoding="utf-8")
         with _replaced(_secret_redaction, {_REDACTION_OF_CODE: _as_stored}):
             _finish.save_context_core(run=run, transform=run.transform, filepath=file)
     environment = run.environment

@@ -447,7 +447,11 @@ class Spool:
                 continue
             job = self.look(self.parked, name)
             reason = self.parked / (name + _REASON)
-            text = reason.read_text().strip() if reason.exists() else "no reason is noted"
+            text = (
+                reason.read_text(encoding="utf-8").strip()
+                if reason.exists()
+                else "no reason is noted"
+            )
             yield name, job, text
 
     def jobs(self) -> Iterator[tuple[str, Job]]:
@@ -524,7 +528,7 @@ class Spool:
         name = file.name
         while (self.parked / name).is_dir():
             name = f"other-{name}"
-        (self.parked / (name + _REASON)).write_text(reason + "\n")
+        (self.parked / (name + _REASON)).write_text(reason + "\n", encoding="utf-8")
         os.replace(file, self.parked / name)
 
     def _write(self, place: Path, job: Job, durable: bool) -> None:

@@ -247,7 +247,7 @@ class ProcessLock:
         mark = self._path.with_name(f"{self._path.name}.{secrets.token_hex(8)}")
         part = mark.with_name(f"{mark.name}.part")
         try:
-            part.write_text(json.dumps(asdict(self._holder)))
+            part.write_text(json.dumps(asdict(self._holder)), encoding="utf-8")
             os.replace(part, mark)
             ended = {other.path for other in before}
             if any(other.path not in {mark, *ended} for other in self._marks()):

@@ -110,7 +110,7 @@ class Pins:
         pin = self.folder / number / file.name
         pin.parent.mkdir(exist_ok=True)
         if content is not None:
-            pin.write_text(content)
+            pin.write_text(content, encoding="utf-8")
             return pin
         source = file.resolve()
         try:

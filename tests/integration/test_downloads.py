@@ -101,6 +101,16 @@ def test_download_that_was_killed_leaves_nothing_that_counts(s3, stored, log):
     assert (path / "two.txt").read_text() == "two two"
 
 
+def test_part_that_a_killed_process_has_left_goes(s3, stored, ln):
+    s3()
+    file, _ = stored()
+    parts = Path(ln.setup.settings.cache_dir) / "lamin-train" / "parts"
+    (parts / "part-of-a-killed-process").mkdir(parents=True)
+    (parts / "part-of-a-killed-process" / "cells.csv").write_text("a,")
+    References().local_path(f"lamin:artifact/{file.uid}")
+    assert not parts.exists()
+
+
 def test_four_processes_download_once(s3, ln, project, log):
     s3(log=log.path)
     Path("data.bin").write_bytes(os.urandom(2_000_000))

@@ -1,6 +1,8 @@
 """Databases that are damaged, and ends that cannot be recorded: said, and never lost."""
 
+import errno
 import os
+import re
 import shutil
 import sqlite3
 from pathlib import Path
@@ -279,3 +281,77 @@ def test_listing_and_discarding_go_past_a_broken_spool(spools, monkeypatch, caps
     assert (second.name in out, f"{first} is left as it is" in err) == (True, True)
     assert sync.main([".", "--discard"]) == 3
     assert (first.exists(), second.exists()) == (True, False)
+
+
+# -- a storage that is full, or refuses, as the run begins ----------------------------------------
+
+
+@pytest.fixture
+def upload_fails(monkeypatch):
+    """Let the first upload fail with an error; gives what was tried to be uploaded."""
+    from lamindb.models import artifact as of_lamindb
+
+    upload = of_lamindb.check_and_attempt_upload
+
+    def fail(error):
+        tried = []
+
+        def once(artifact, *words, **options):
+            tried.append(artifact.description)
+            return error if len(tried) == 1 else upload(artifact, *words, **options)
+
+        monkeypatch.setattr(of_lamindb, "check_and_attempt_upload", once)
+        return tried
+
+    return fail
+
+
+def another_environment(monkeypatch):
+    """One that no run had before, or nothing is uploaded."""
+    monkeypatch.setattr(
+        "lamincli.registry.runs.environment_of",
+        lambda uid: {"run_env_pip.txt": f"package=={uid}"},
+    )
+
+
+def test_storage_that_is_full_as_the_run_begins(train, last_run, upload_fails, monkeypatch, capsys):
+    another_environment(monkeypatch)
+    tried = upload_fails(OSError(errno.ENOSPC, "No space left on device"))
+    train("fit")
+    assert tried[:2] == ["requirements.txt", "requirements.txt"]
+    run = last_run()
+    assert (run.status, run.environment is None) == ("completed", False)
+    assert "cannot be written: [Errno 28] No space left" in capsys.readouterr().out
+
+
+def test_storage_that_refuses_as_the_run_begins(train, ln, upload_fails, monkeypatch, capsys):
+    another_environment(monkeypatch)
+    upload_fails(PermissionError(errno.EACCES, "Permission denied"))
+    with pytest.raises(SystemExit) as stop:
+        train("fit")
+    assert stop.value.code == 2
+    err = capsys.readouterr().err
+    assert "The storage of LaminDB instance" in err
+    assert "--lamin.offline" in err
+    assert not list(Path.cwd().rglob("*.ckpt"))
+
+
+def test_environment_that_cannot_be_read(train, last_run, monkeypatch, capsys):
+    from lamindb.core import _track_environment
+
+    def fail(run):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(_track_environment, "track_python_environment", fail)
+    train("fit")
+    assert (last_run().status, last_run().environment) == ("completed", None)
+    assert "has no list of its packages: [Errno 5]" in capsys.readouterr().err
+
+
+def test_no_text_of_ours_has_the_encoding_of_the_locale(shell, project):
+    done = shell("fit", "--model=tests_models.TinyModel", "--data=tests_models.TinyData", *TINY,
+                 PYTHONWARNDEFAULTENCODING="1")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    warned = re.findall(r"^(.*): EncodingWarning", done.stderr, re.MULTILINE)
+    assert warned, "others do not care"
+    assert not [place for place in warned if "lamincli" in place]
