@@ -348,7 +348,7 @@ class LaminLightningCLI(LightningCLI):
         if left:
             jobs, runs = sum(left.values()), len(left)
             console.say(
-                f"{jobs} job{'s' * (jobs > 1)} of {runs} earlier run{'s' * (runs > 1)} "
+                f"{console.counted(jobs, 'job')} of {console.counted(runs, 'earlier run')} "
                 "not in LaminDB yet; publish with: lamin-train sync"
             )
         slug = self._lamindb.connect(options.instance)

@@ -45,6 +45,11 @@ def one_line(text: str) -> str:
     return visible(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural where it is not one."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def say(message: str) -> None:
     """Tell what was done, in one line on standard output."""
     _print(_console(), ("→ ", "bold green"), message)

@@ -9,6 +9,7 @@ from difflib import unified_diff
 from pathlib import Path
 from typing import Any
 
+from lamincli import console
 from lamincli.comparing import State as State
 from lamincli.comparing import checkpoints as checkpoints
 from lamincli.comparing import is_same as is_same
@@ -68,7 +69,7 @@ def code(
             return Finding("code", "differs", [f"{name} is the same", *facts, *open_])
         if open_:
             return Finding("code", "unknown", open_)
-        also = f" and {len(others)} module{'s' * (len(others) > 1)} beside it" if others else ""
+        also = f" and {console.counted(len(others), 'module')} beside it" if others else ""
         return Finding("code", "identical", [f"{name}{also}"])
     lines = list(
         unified_diff(

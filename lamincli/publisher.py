@@ -869,7 +869,8 @@ class Publisher:
         if self._pid != os.getpid():
             return
         if left := self.drain():
-            console.warn(f"{left} jobs are not in LaminDB yet; publish them with lamin-train sync")
+            jobs = console.counted(left, "job")
+            console.warn(f"{jobs} not in LaminDB yet; publish with: lamin-train sync")
         self.close()
 
 

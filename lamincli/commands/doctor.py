@@ -73,7 +73,7 @@ def _check_instance(instance: str | None) -> int:
 def _tell_of_spools() -> None:
     left = left_behind(spools_below(Path.cwd()))
     for folder, jobs in left.items():
-        console.warn(f"{jobs} job{'s' * (jobs > 1)} not published: {folder}")
+        console.warn(f"{console.counted(jobs, 'job')} not published: {folder}")
         for name, job, reason in Spool(folder).parked_jobs():
             cause = reason.splitlines()[-1]
             console.warn(f"  set aside: {job.local_path if job else name}: {cause}")

@@ -463,7 +463,7 @@ def _data(original: Any, child: Any) -> Finding:
         return Finding(
             "data", "unknown", ["no input is recorded; what the code reads by itself is not known"]
         )
-    number = f"{len(inputs)} input{'s' * (len(inputs) != 1)} of the same content"
+    number = f"{console.counted(len(inputs), 'input')} of the same content"
     return differences.values("data", {**inputs}, {**inputs_here}, number)
 
 

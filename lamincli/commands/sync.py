@@ -146,7 +146,7 @@ def _discard(spool: Spool) -> bool:
     jobs = len(spool.pending()) + len(spool.names(spool.parked))
     spool.discard()
     spool.lock.release()
-    console.say(f"{spool.folder}: {jobs} job{'s' * (jobs != 1)} discarded")
+    console.say(f"{spool.folder}: {console.counted(jobs, 'job')} discarded")
     return True
 
 
@@ -181,7 +181,7 @@ def _describe(job: Job | None) -> str:
 def _tell_of_foreign(spool: Spool, foreign: list[Entry]) -> None:
     """List what is not acted on, and say how the user can let it be."""
     console.warn(
-        f"{spool.folder}: {len(foreign)} job{'s' * (len(foreign) != 1)} not written by your "
+        f"{spool.folder}: {console.counted(len(foreign), 'job')} not written by your "
         "lamin-train, but by another user, another machine or an earlier version:"
     )
     for entry in foreign:
@@ -239,7 +239,7 @@ def _take(spool: Spool) -> bool:
         is_training = holder is not None and holder.what != "sync" and holder.is_alive
         if is_training or is_over:
             tell = console.warn if left else console.say
-            rest = f"{left} job{'s' * (left != 1)} left" if left else "nothing waits"
+            rest = f"{console.counted(left, 'job')} left" if left else "nothing waits"
             who = holder or "another process"
             tell(f"{_run(spool)} is being published by {who}: {rest}")
             return False
@@ -282,7 +282,8 @@ def _publish_taken(spool: Spool) -> tuple[int, int]:
     except Exception as error:  # of one spool; the others are published all the same
         left = _left(spool)
         console.fail(
-            f"{len(jobs)} jobs of run {first.run} wait for {first.instance}: {first_line(error)}"
+            f"{console.counted(len(jobs), 'job')} of run {first.run} not yet in {first.instance}: "
+            f"{first_line(error)}"
         )
         if isinstance(error, InstanceError) and not isinstance(error, UnreachableError):
             place = shlex.quote(os.path.relpath(spool.folder))
