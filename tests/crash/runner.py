@@ -1,10 +1,12 @@
 """Kill a training, or what publishes after it, at the Nth call; recover; and look at what is there.
 
     python runner.py training|sync|twice FOLDER FIRST STRIDE
+    python runner.py storm FOLDER SEED KILLS
 
 A process for each N is forked from one that has imported everything. A call is one that changes
 the file system, or a statement to the database. FIRST, FIRST + STRIDE, … are the Ns, until one is
-larger than the number of calls. The oracle:
+larger than the number of calls. A storm kills a training at random, and then what publishes after
+it, again and again. The oracle:
 
 - every checkpoint whose save returned, and that was not removed, is one artifact of the run with
   the right bytes, hash and score; none that was not saved is there;
@@ -16,6 +18,7 @@ import contextlib
 import hashlib
 import json
 import os
+import random
 import shutil
 import signal
 import sys
@@ -244,6 +247,22 @@ RUN = ln.Run(transform=transform).save().uid
 connections.close_all()
 shutil.copytree("instance", "template")
 n = FIRST
+if SCENARIO == "storm":
+    chance, kills = random.Random(FIRST), 0
+    while kills < STRIDE:
+        restore()
+        Path("notes").touch()
+        about = [chance.randint(1, 230)]
+        killed, _ = forked(partial(train, Killer(about[0])))
+        while killed and chance.random() < 0.7:
+            kills += 1
+            about.append(chance.randint(1, 220))
+            killed, _ = synced(Killer(about[-1]))
+        kills += killed
+        check(synced(), f"seed {FIRST}: sync after {about}")
+        check(forked(look), f"seed {FIRST}: oracle after {about}")
+    print(f"storm: {kills} kills, seed {FIRST}")
+    sys.exit()
 while True:
     restore()
     if SCENARIO == "training":
