@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 PARTS = 4
-STRIDE = 3 * PARTS
+STRIDE = 6 * PARTS
 
 
 @pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="the runner forks")
 @pytest.mark.parametrize("first", range(1, STRIDE, STRIDE // PARTS))
 @pytest.mark.parametrize("scenario", ["training", "sync", "twice"])
 def test_killed_at_the_nth_call(scenario, first, tmp_path):
-    """See `runner.py`; every third N is looked at, in parts that can run side by side.
+    """See `runner.py`; every sixth N is looked at, in parts that can run side by side.
 
     For every N: ``python tests/crash/runner.py SCENARIO FOLDER 1 1``.
     """

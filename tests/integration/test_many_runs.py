@@ -9,7 +9,7 @@ from collections import Counter
 import psycopg2
 from servers import create_instance
 
-PROCESSES, RUNS_EACH = 8, 12
+PROCESSES, RUNS_EACH = 8, 8
 SCRIPT = """
 import sys, time
 from pathlib import Path
@@ -58,7 +58,7 @@ class Connections:
             return cursor.fetchall()
 
 
-def test_two_hundred_runs_from_eight_processes(server, project):
+def test_many_runs_from_eight_processes(server, project):
     """All begin in an empty instance: each makes the features and the transform, or finds them."""
     url = server.create_database("many")
     create_instance("many", "store", url)
