@@ -837,7 +837,8 @@ class LaminLightningCLI(LightningCLI):
                 return
             local = self._with_configs(words)
             if any(word.startswith("--print_config") for word in local):
-                self.config = parser.parse_args(local)  # and nothing is made of it
+                with console.last_write_alone():
+                    self.config = parser.parse_args(local)  # and nothing is made of it
                 return
             if is_rewritten := (local := self._taken_out.take_from(local)) != words:
                 self._args = local
@@ -1199,6 +1200,8 @@ class LaminLightningCLI(LightningCLI):
     def _merge_options(self, options: LaminOptions) -> LaminOptions:
         """Let the groups `lamin` and `checkpoint` reach Lamin checkpoints listed as callbacks.
 
+        A default says nothing, for a config that was saved or printed holds all of them.
+
         Raises:
             UsageError: A value was given in both places, and differs; or the class does not take
                 the option.
@@ -1214,19 +1217,23 @@ class LaminLightningCLI(LightningCLI):
         features = {k: v for k, v in vars(options.features).items() if v}
         if features:
             wanted["lamin.features"] = features
+        defaults = self._parser(self.subcommand).get_defaults()
+        wanted = {place: value for place, value in wanted.items() if value != defaults.get(place)}
         given_callbacks = (given.get("trainer") or {}).get("callbacks") or []
         if not isinstance(given_callbacks, list):
             given_callbacks = [given_callbacks]
         mistakes = []
         for i, (class_path, init_args) in listed.items():
             stated = given_callbacks[i].get("init_args") if i < len(given_callbacks) else None
-            stated = stated or {}
+            kind = import_class(class_path)
+            stated = {k: v for k, v in (stated or {}).items() if v != _default(kind, k)}
             for place, value in wanted.items():
                 name = place.split(".", 1)[1]
                 there = f"trainer.callbacks[{i}].init_args.{name}"
                 if name not in init_args:
-                    kind = class_path.rsplit(".", 1)[-1]
-                    mistakes.append(f"{place} was given, but {kind} takes no argument {name}.")
+                    mistakes.append(
+                        f"{place} was given, but {kind.__name__} takes no argument {name}."
+                    )
                 elif name in stated and stated[name] != value:
                     mistakes.append(
                         f"{place} is {value!r}, but {there} is {stated[name]!r}. Give one of them."
@@ -1648,6 +1655,12 @@ def _takes(kind: Any, argument: str) -> bool:
     parameters = signature(kind).parameters
     is_open = any(one.kind == Parameter.VAR_KEYWORD for one in parameters.values())
     return is_open or argument in parameters
+
+
+def _default(kind: Any, argument: str) -> Any:
+    """Return the default of an argument of a class; of one that is not known, something else."""
+    parameter = signature(kind).parameters.get(argument)
+    return Parameter.empty if parameter is None else parameter.default
 
 
 def _lacks(kind: Any, hook: str) -> bool:

@@ -7,6 +7,7 @@ title or turn the order of letters is shown as what it is, and never reaches the
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import re
 import shlex
@@ -70,6 +71,36 @@ def tell(text: str, stderr: bool = False) -> None:
     stream = _Stream(sys.stderr if stderr else sys.stdout)
     stream.write(visible(text))
     stream.flush()
+
+
+@contextmanager
+def last_write_alone() -> Iterator[None]:
+    """Let a program that ends well write one text to stdout, its last; the rest goes to stderr.
+
+    So what classes and libraries print as they are imported is no part of a config that is printed.
+    """
+    stdout, written = sys.stdout, []
+    sys.stdout = _Collecting(written)
+    try:
+        yield
+    except SystemExit as end:
+        if not end.code and written:
+            stdout.write(written.pop())
+        raise
+    finally:
+        sys.stdout = stdout
+        sys.stderr.write("".join(written))
+
+
+class _Collecting(io.TextIOBase):
+    def __init__(self, written: list[str]) -> None:
+        super().__init__()
+        self._written = written
+
+    def write(self, text: str) -> int:
+        """Keep a text."""
+        self._written.append(text)
+        return len(text)
 
 
 def silence(stream: IO[str]) -> None:
