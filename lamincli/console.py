@@ -79,7 +79,8 @@ def last_write_alone() -> Iterator[None]:
 
     So what classes and libraries print as they are imported is no part of a config that is printed.
     """
-    stdout, written = sys.stdout, []
+    stdout = sys.stdout
+    written: list[str] = []
     sys.stdout = _Collecting(written)
     try:
         yield

@@ -11,6 +11,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+NAME = "name"
+"""Under which name the notes of a checkpoint hold its own, if that has folders in it."""
+
 MOST_CHARACTERS = 1024
 """Length of the column of keys."""
 
@@ -47,6 +50,30 @@ def _without_steps(path: str) -> str:
         elif name not in ("", "."):
             names.append(name)
     return "/" * path.startswith("/") + "/".join(names)
+
+
+def name_below(path: str, folder: str) -> str:
+    """Return the name of a file, with the folders in which it lies below another one.
+
+    Of a file that lies elsewhere, it is the name alone.
+    """
+    if "://" in path or "://" in folder:
+        inside = path.removeprefix(folder.rstrip("/") + "/")
+        return inside if inside != path else path.rpartition("/")[2]
+    inside = os.path.relpath(path, folder or os.curdir).replace(os.sep, "/")
+    return os.path.basename(path) if inside.startswith("../") else inside
+
+
+def split_key(key: str, notes: Mapping[str, Any]) -> tuple[str, str]:
+    """Split the key of a checkpoint into the prefix of its callback and the name below that.
+
+    Args:
+        key: The key.
+        notes: The notes of the checkpoint, which hold a name that has folders in it.
+    """
+    depth = str(notes.get(NAME) or "").count("/") + 1
+    names = key.split("/")
+    return "/".join(names[:-depth]), "/".join(names[-depth:])
 
 
 def why_no_key(key: str) -> str | None:

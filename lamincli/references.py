@@ -29,6 +29,7 @@ from jsonargparse.typing import register_type
 from lamincli import console, memory, order, originals
 from lamincli.errors import LaminReferenceError, did_you_mean, first_line
 from lamincli.features import DESCRIPTIONS, EXTRA_DATA_KEY
+from lamincli.keys import split_key
 
 SCHEME = "lamin:"
 LATEST = "latest"
@@ -461,6 +462,7 @@ def _recorded_references(run: Any) -> dict[str, str]:
 @dataclass
 class _Checkpoint:
     artifact: Any
+    name: str
     callback: str
     monitor: str | None
     mode: str | None
@@ -469,10 +471,6 @@ class _Checkpoint:
     is_last: bool
     rank: int | None
     order: tuple[int, str, int]
-
-    @property
-    def name(self) -> str:
-        return str(self.artifact.key).rpartition("/")[2]
 
     def __str__(self) -> str:
         score = "" if self.score is None else f", {self.monitor}={self.score:.4g}"
@@ -498,9 +496,11 @@ def _checkpoints(artifacts: Any) -> Iterator[_Checkpoint]:
     for artifact in found:
         features = values.get(artifact.id, {})
         notes = (artifact.extra_data or {}).get(EXTRA_DATA_KEY) or {}
+        prefix, name = split_key(str(artifact.key), notes)
         yield _Checkpoint(
             artifact,
-            callback=notes.get("checkpoint") or str(artifact.key).rpartition("/")[0],
+            name,
+            callback=notes.get("checkpoint") or prefix,
             monitor=notes.get("monitor"),
             mode=notes.get("mode"),
             score=features.get("score", notes.get("score")),
@@ -519,6 +519,8 @@ def _chosen(text: str, run: Any, what: str, checkpoints: list[_Checkpoint]) -> A
     for one in checkpoints:
         callbacks.setdefault(one.callback, []).append(one)
     k = 0 if what == "best" else int(what.removeprefix("rank/"))
+    if any(one.monitor for one in checkpoints):  # a callback without a monitor ranks nothing
+        callbacks = {c: group for c, group in callbacks.items() if any(o.monitor for o in group)}
     found = [one for group in callbacks.values() for one in _ranked(group, what, k)]
     if len(found) > 1 and len({(one.monitor, one.mode) for one in found}) == 1:
         # Two callbacks that rank by one metric, as of a run that went on with other settings.

@@ -20,6 +20,7 @@ from typing import Any
 from lamincli import checkpoint_file, console, order, originals, slurm
 from lamincli.errors import LaminReferenceError, UnreachableError, UsageError, first_line
 from lamincli.instance import is_same
+from lamincli.keys import NAME, split_key
 from lamincli.memory import KnownJob, forget_job, recall_job
 from lamincli.offline import beginning_in, is_stand_in, spools_of, spools_of_runs, stand_in
 from lamincli.process import ProcessIdentity, fit_number, is_restarted, job_id
@@ -461,12 +462,21 @@ class _Found:
     artifact: Any = None
     callback: str = ""
     key: str = ""
+    notes: Mapping[str, Any] = field(default_factory=dict)
     put_back: Callable[[], Path] | None = None
     _is_checked: bool = False
 
     @property
     def prefix(self) -> str:
-        return self.key.rpartition("/")[0].removesuffix("checkpoints").rstrip("/")
+        return split_key(self.key, self.notes)[0].removesuffix("checkpoints").rstrip("/")
+
+    def places(self) -> Iterator[tuple[Path, str]]:
+        """Yield where others of its callback may lie: folders, and patterns within them."""
+        if self.local is None:
+            return
+        yield self.local.parent, "*.ckpt"
+        if depth := str(self.notes.get(NAME) or "").count("/"):
+            yield self.local.parents[depth], "*/" * depth + "*.ckpt"
 
     def path(self) -> Path:
         """Return the file on this machine."""
@@ -490,7 +500,8 @@ def _checkpoints(run: Any, folders: Iterable[str]) -> list[_Found]:
     found = [*published, *_spooled(run.uid)]
     began = run.started_at.isoformat() if folders else ""
     newest = max((one.saved_at for one in found), default=began)
-    places = {one.local.parent for one in found if one.local is not None} | set(map(Path, folders))
+    places = {place for one in found for place in one.places()}
+    places |= {(Path(folder), "*.ckpt") for folder in folders}
     found += _unknown(run.uid, places, newest, {one.local for one in found})
     return sorted(found, key=lambda one: (one.order, one.step, one.saved_at), reverse=True)
 
@@ -510,13 +521,13 @@ def _published(run: Any) -> Iterator[_Found]:
         saved_at = notes.get("saved_at") or artifact.created_at.isoformat()
         yield _Found(notes.get("step", 0), saved_at, order.of_notes(notes),
                      local if is_here else None, artifact, notes.get("checkpoint", ""),
-                     artifact.key)  # fmt: skip
+                     artifact.key, notes)  # fmt: skip
 
 
 def _spooled(uid: str) -> Iterator[_Found]:
     for spool, job in _saves_in_spools(uid, "checkpoint"):
         yield _Found(job.notes.get("step", 0), job.at, order.of_notes(job.notes),
-                     Path(job.local_path), None, job.callback, job.key,
+                     Path(job.local_path), None, job.callback, job.key, job.notes,
                      partial(spool.put_back, job))  # fmt: skip
 
 
@@ -539,7 +550,7 @@ def _saves_in_spools(uid: str, kind: str) -> Iterator[tuple[Spool, Job]]:
 
 
 def _unknown(
-    uid: str, folders: set[Path], newest: str, known: set[Path | None]
+    uid: str, places: set[tuple[Path, str]], newest: str, known: set[Path | None]
 ) -> Iterator[_Found]:
     """Yield checkpoints on the disk that were saved so late that they did not become jobs.
 
@@ -547,7 +558,7 @@ def _unknown(
     earlier version has saved, only the time of the file tells.
     """
     after_s = datetime.fromisoformat(newest).timestamp() if newest else 0.0
-    files = [file for folder in folders for file in folder.glob("*.ckpt") if file not in known]
+    files = [file for folder, all_ in places for file in folder.glob(all_) if file not in known]
     files += [file for file in Path.cwd().glob("hpc_ckpt_*.ckpt") if newest]
     dated = sorted(((file.stat().st_mtime, file) for file in files), reverse=True)
     for saved_s, file in dated[:_LOOKED_AT]:

@@ -30,7 +30,7 @@ from lamincli.callbacks.follow import GoesOn
 from lamincli.errors import UnreachableError, first_line
 from lamincli.events import ArtifactRemovedEvent, ArtifactSavedEvent
 from lamincli.features import DESCRIPTIONS, as_json
-from lamincli.keys import as_key
+from lamincli.keys import NAME, as_key, name_below
 from lamincli.offline import SpooledRun
 from lamincli.options import LaminOptions
 from lamincli.publisher import Published, Publisher
@@ -246,8 +246,18 @@ class Checkpoint(GoesOn, ll.Checkpoint):
         return as_key(super()._base_prefix(trainer), self._key_is_virtual)
 
     def resolve_artifact_key(self, trainer: pl.Trainer, filepath: Path | str, kind: Any) -> str:
-        """Return the key of a file's artifact: that of lamindb, or the nearest it would take."""
-        return as_key(super().resolve_artifact_key(trainer, filepath, kind), self._key_is_virtual)
+        """Return the key of a file's artifact: that of lamindb, or the nearest it would take.
+
+        Folders below that of the callback, as Lightning makes of ``{epoch}-{val/loss:.2f}``, are
+        part of it, so that two files never share a key.
+        """
+        key = super().resolve_artifact_key(trainer, filepath, kind)
+        if kind == "checkpoint" and "/" in (name := self._name_of(filepath)):
+            key = key.removesuffix(name.rpartition("/")[2]) + name
+        return as_key(key, self._key_is_virtual)
+
+    def _name_of(self, filepath: Path | str) -> str:
+        return name_below(str(filepath), str(self.dirpath or "")) if filepath else ""
 
     # -- the spool -------------------------------------------------------------------------
 
@@ -317,7 +327,7 @@ class Checkpoint(GoesOn, ll.Checkpoint):
         calls = calls_of(trainer) or ()
         nth = next(_SAVES[self._uid_of_run()])
         self._order = order.number_of_save(self._attempt, len(calls), nth)
-        is_best = self.best_model_path == str(filepath)
+        is_best = self._is_best(trainer, filepath)
         values = self._feature_annotator.collect_checkpoint_features(
             trainer,
             is_best=is_best,
@@ -331,6 +341,12 @@ class Checkpoint(GoesOn, ll.Checkpoint):
             return lambda: self._due.append(save)
         job = self._job("save", trainer, filepath, "checkpoint", values, is_best)
         return lambda: self._add(trainer, job, filepath)
+
+    def _is_best(self, trainer: pl.Trainer, filepath: Path | str) -> bool:
+        """Tell whether a checkpoint is the best; to one without a monitor, the latest is."""
+        others: list[Any] = trainer.checkpoint_callbacks
+        ranks = self.monitor is not None or not any(getattr(one, "monitor", 0) for one in others)
+        return ranks and self.best_model_path == str(filepath)
 
     def _job(
         self,
@@ -373,7 +389,9 @@ class Checkpoint(GoesOn, ll.Checkpoint):
     def _notes(self, trainer: pl.Trainer, filepath: str | Path) -> dict[str, Any]:
         """Return what a checkpoint is known by where there are no features."""
         score = None if self.current_score is None else float(self.current_score)
+        name = self._name_of(filepath)
         return {
+            **({NAME: name} if "/" in name else {}),
             "monitor": self.monitor,
             "mode": self.mode,
             "score": score if score is not None and math.isfinite(score) else None,
@@ -483,7 +501,7 @@ class Checkpoint(GoesOn, ll.Checkpoint):
             return super().save_checkpoint_artifact(
                 trainer, filepath, feature_values=feature_values
             )
-        is_best = self.best_model_path == str(filepath)
+        is_best = self._is_best(trainer, filepath)
         job = self._job("save", trainer, filepath, "checkpoint", feature_values, is_best)
         return self._publish_now(trainer, job, filepath)
 

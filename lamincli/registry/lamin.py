@@ -26,6 +26,7 @@ from lamindb_setup.core.canonical_suffix import CanonicalSuffix
 from lamincli import console, order, originals
 from lamincli.errors import ContentChangedError, RecordError, UntrustedError
 from lamincli.features import EXTRA_DATA_KEY, dtype_of
+from lamincli.keys import split_key
 from lamincli.redaction import redact
 from lamincli.registry import outages, runs, storage, values
 from lamincli.registry.base import Verdict
@@ -321,7 +322,7 @@ class LaminRegistry:
         saves = ln.Artifact.objects.filter(
             **{f"extra_data__{EXTRA_DATA_KEY}__checkpoint": job.callback},
             run_id=run and run.id,
-            key__startswith=job.key.rpartition("/")[0],
+            key__startswith=split_key(job.key, job.notes)[0],
         )
         members = saves.values("id")
         flags = [by_name[name] for name in _FLAGS if features.get(by_name.get(name)) is True]

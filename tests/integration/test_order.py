@@ -82,11 +82,11 @@ def test_checkpoint_that_did_not_become_a_job_is_found_by_what_it_says(train, la
     (file,) = Path(cli.trainer.checkpoint_callback.dirpath).glob("*.ckpt")
     os.utime(file, (1, 1))  # the clock had gone back by years
     uid, newest = last_run().uid, "2030-01-01T00:00:00+00:00"
-    (found,) = _unknown(uid, {file.parent}, newest, set())
+    (found,) = _unknown(uid, {(file.parent, "*.ckpt")}, newest, set())
     assert (found.local, found.step) == (file, 4)
     assert found.order == last_run().output_artifacts.get(kind="model").extra_data["lamin_train"]["order"]  # fmt: skip
-    assert not list(_unknown("of another run", {file.parent}, "", set()))
-    assert not list(_unknown(uid, {file.parent}, newest, {file}))
+    assert not list(_unknown("of another run", {(file.parent, "*.ckpt")}, "", set()))
+    assert not list(_unknown(uid, {(file.parent, "*.ckpt")}, newest, {file}))
 
 
 def test_latest_is_what_began_last_in_lamindb(ln, project):
