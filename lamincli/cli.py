@@ -113,6 +113,9 @@ _HANGS_AFTER_S = 20.0
 """How long a rank may take to notice that another one is gone; torchrun kills after 30."""
 
 _EXITS_WITHIN_S = 10.0
+# What ModelCheckpoint has not got.
+_PUBLISHING = ("key_is_virtual", "artifact_observers")
+_TAKEN_OVER = (*_PUBLISHING, "run_uid_is_version", "features")
 
 
 class LaminLightningCLI(LightningCLI):
@@ -786,8 +789,9 @@ class LaminLightningCLI(LightningCLI):
         """Return the best checkpoint; the last one where none is ranked."""
         if self._trainer_option("fast_dev_run"):
             return None  # nothing is saved; the stage is tried out all the same
-        callbacks: list[Any] = self.trainer.checkpoint_callbacks
-        callbacks = sorted(callbacks, key=lambda one: one.monitor is None)
+        every = self.trainer.checkpoint_callbacks
+        callbacks: list[Any] = [one for one in every if isinstance(one, ModelCheckpoint)]
+        callbacks = sorted(callbacks, key=_ranks_nothing)
         best = [one.best_model_path for one in callbacks if one.best_model_path]
         last = [one.last_model_path for one in callbacks if one.last_model_path]
         if not (paths := best + last):
@@ -1188,17 +1192,17 @@ class LaminLightningCLI(LightningCLI):
         return (self._get(self.config, "trainer") or {}).get(name)
 
     def _listed_checkpoints(self) -> dict[int, tuple[str, Any]]:
-        """Return class path and arguments of the Lamin checkpoints in trainer.callbacks."""
+        """Return class path and arguments of the checkpoint callbacks in trainer.callbacks."""
         callbacks = self._trainer_option("callbacks")
         listed = callbacks if isinstance(callbacks, list) else [callbacks]
         return {
             i: (callback["class_path"], callback.get("init_args", {}))
             for i, callback in enumerate(listed)
-            if _is_lamin_checkpoint(callback)
+            if _is_checkpoint(callback)
         }
 
     def _merge_options(self, options: LaminOptions) -> LaminOptions:
-        """Let the groups `lamin` and `checkpoint` reach Lamin checkpoints listed as callbacks.
+        """Let the groups `lamin` and `checkpoint` reach checkpoint callbacks that are listed.
 
         A default says nothing, for a config that was saved or printed holds all of them.
 
@@ -1226,10 +1230,13 @@ class LaminLightningCLI(LightningCLI):
         for i, (class_path, init_args) in listed.items():
             stated = given_callbacks[i].get("init_args") if i < len(given_callbacks) else None
             kind = import_class(class_path)
+            taken_over = () if _is_of_lamin(kind) else _TAKEN_OVER
             stated = {k: v for k, v in (stated or {}).items() if v != _default(kind, k)}
             for place, value in wanted.items():
                 name = place.split(".", 1)[1]
                 there = f"trainer.callbacks[{i}].init_args.{name}"
+                if name in taken_over and name not in init_args:
+                    continue
                 if name not in init_args:
                     mistakes.append(
                         f"{place} was given, but {kind.__name__} takes no argument {name}."
@@ -1446,29 +1453,32 @@ class LaminLightningCLI(LightningCLI):
         if predictions := self._make_predictions():
             callbacks.append(predictions)
         if not self._ranks.is_zero and not any(map(_publishes, checkpoints)):
-            return self._instantiate_follower(config, callbacks)
+            return self._instantiate_follower(config, callbacks, checkpoints)
         from lamincli.callbacks.checkpoint import Checkpoint, adopt
+        from lamincli.callbacks.follow import TakesOver
         from lamincli.callbacks.save_config import combined_with_ours
 
-        publishing = [cb for cb in checkpoints if _publishes(cb)]
+        found = self._resumption
+        care = partial(
+            adopt,
+            arguments=self._publishing_arguments(),
+            options=self._lamin_options(),
+            resumes=None if found is None else (found.prefixes, found.attempts),
+        )
+        forced = None
         if config.get("enable_checkpointing") is False:
+            publishing = [cb for cb in checkpoints if _publishes(cb)]
             config["callbacks"] = [cb for cb in listed if cb not in publishing]
             callbacks = [cb for cb in callbacks if cb not in publishing]
-            publishing = []
-        elif not publishing:
-            publishing = [Checkpoint(**self._checkpoint_arguments())]
-            callbacks.append(publishing[0])
-            if stock := [type(cb).__name__ for cb in checkpoints]:
-                console.warn(f"{stock[0]} in trainer.callbacks: its files are not published")
-        options = self._lamin_options()
-        for callback in publishing:
-            adopt(callback)
-            if isinstance(callback, Checkpoint):
-                callback.set_publishing(options)
-                if self._resumption is not None:
-                    callback.go_on(self._resumption.prefixes)
-                    callback.set_attempt(self._resumption.attempts)
-        if not publishing and self._tracked is not None:
+            checkpoints = []
+        elif not checkpoints:
+            forced = Checkpoint(**self._checkpoint_arguments())
+            callbacks.append(forced)
+            checkpoints = [forced]
+        for callback in checkpoints:
+            care(callback)
+        callbacks.append(TakesOver(care, forced))
+        if not any(map(_publishes, checkpoints)) and self._tracked is not None:
             self._tracked.add_features(self._lamin_options().features.run)
 
         def make_saver(*args: Any, **kwargs: Any) -> Any:
@@ -1482,18 +1492,24 @@ class LaminLightningCLI(LightningCLI):
         chosen = self.save_config_callback
         return self._instantiate_with(make_saver, config, callbacks)
 
-    def _instantiate_follower(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+    def _instantiate_follower(
+        self, config: dict[str, Any], callbacks: list[Callback], checkpoints: list[ModelCheckpoint]
+    ) -> Trainer:
         """Make the trainer of a rank other than zero, with callbacks that need no LaminDB.
 
         A callback of lamindb's that the user lists is there on every rank, as anywhere.
         """
         from lamincli.callbacks import follow
 
+        care = partial(follow.take_over, goes_on=self._resumption is not None)
+        forced = None
         if config.get("enable_checkpointing") is not False:
-            checkpoint = follow.Checkpoint(**self._checkpoint_arguments(plain=True))
-            if self._resumption is not None:
-                checkpoint.go_on({})
-            callbacks.append(checkpoint)
+            if not checkpoints:
+                forced = follow.Checkpoint(**self._checkpoint_arguments(plain=True))
+                callbacks.append(forced)
+            for callback in (*checkpoints, *([forced] if forced else ())):
+                care(callback)
+        callbacks.append(follow.TakesOver(care, forced))
         saver = follow.following(self.save_config_callback)
         return self._instantiate_with(saver, config, callbacks)
 
@@ -1546,9 +1562,14 @@ class LaminLightningCLI(LightningCLI):
         """Return the arguments for the forced checkpoint, from `checkpoint` and `lamin`."""
         arguments = dict(vars(self._get(self.config_init, "checkpoint")))
         if plain:
-            del arguments["key_is_virtual"], arguments["artifact_observers"]
-            return arguments
+            return {name: value for name, value in arguments.items() if name not in _PUBLISHING}
+        return arguments | self._publishing_arguments()
+
+    def _publishing_arguments(self) -> dict[str, Any]:
+        """Return those arguments that Lightning's `ModelCheckpoint` has not got."""
         options = self._lamin_options()
+        given = vars(self._get(self.config_init, "checkpoint"))
+        arguments = {name: given[name] for name in _PUBLISHING}
         arguments["features"] = {k: v for k, v in vars(options.features).items() if v}
         for name in ("run_uid_is_version", "publish", "spool_limit_gb", "patience_s"):
             arguments[name] = getattr(options, name)
@@ -1565,7 +1586,8 @@ class LaminLightningCLI(LightningCLI):
             ending.rows["reason"] = of_run.reason
         trainer = self._made_trainer
         callbacks = trainer.checkpoint_callbacks if trainer else []
-        callback: Any = next(filter(_publishes, callbacks), None)
+        publishing: list[Any] = sorted(filter(_publishes, callbacks), key=_ranks_nothing)
+        callback = next(iter(publishing), None)
         if trainer is not None and trainer.state.fn == "fit":
             if callback is not None and not (of_run.is_idle and self._resumption is None):
                 self._tell_of_checkpoint(ending, callback, status)
@@ -1670,19 +1692,27 @@ def _lacks(kind: Any, hook: str) -> bool:
     return getattr(kind, hook, None) in (None, getattr(LightningModule, hook))
 
 
+def _ranks_nothing(callback: Any) -> bool:
+    return callback.monitor is None
+
+
 def _publishes(callback: Any) -> bool:
     """Tell whether a callback publishes to LaminDB, without importing lamindb to find out."""
     ll = sys.modules.get("lamindb.integrations.lightning")
     return ll is not None and isinstance(callback, ll.ArtifactPublishingModelCheckpoint)
 
 
-def _is_lamin_checkpoint(config: Any) -> bool:
-    """Tell whether a callback of the config is lamindb's checkpoint, ours, or a subclass."""
-    ll = sys.modules.get("lamindb.integrations.lightning")  # the parser has imported the class
-    if ll is None or not isinstance(config, (Namespace, dict)) or "class_path" not in config:
+def _is_of_lamin(kind: Any) -> bool:
+    ll = sys.modules.get("lamindb.integrations.lightning")  # whoever has such a class imported it
+    return ll is not None and issubclass(kind, ll.ArtifactPublishingModelCheckpoint)
+
+
+def _is_checkpoint(config: Any) -> bool:
+    """Tell whether a callback of the config is a `ModelCheckpoint`, as ours is."""
+    if not isinstance(config, (Namespace, dict)) or "class_path" not in config:
         return False
     kind = import_class(config["class_path"])
-    return isinstance(kind, type) and issubclass(kind, ll.ArtifactPublishingModelCheckpoint)
+    return isinstance(kind, type) and issubclass(kind, ModelCheckpoint)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lamincli import console, order, originals
 from lamincli.callbacks.calls import calls_of
-from lamincli.callbacks.follow import GoesOn
+from lamincli.callbacks.follow import GoesOn, as_typed, is_stock
 from lamincli.errors import UnreachableError, first_line
 from lamincli.events import ArtifactRemovedEvent, ArtifactSavedEvent
 from lamincli.features import DESCRIPTIONS, as_json
@@ -770,25 +770,51 @@ def _as_text(filepath: Path | str) -> str:
     return text if "://" in text or not text else os.path.abspath(text)
 
 
-def adopt(callback: ll.ArtifactPublishingModelCheckpoint) -> None:
-    """Give an instance of lamindb's class, or of a user's subclass of it, the care of ours.
+def adopt(
+    callback: ModelCheckpoint,
+    arguments: Mapping[str, Any],
+    options: LaminOptions,
+    resumes: tuple[Mapping[str, str], int] | None = None,
+) -> None:
+    """Give Lightning's `ModelCheckpoint`, lamindb's, or a subclass of either the care of ours.
 
-    The user's overrides stay in front: in the combined class they come first. A callback that
-    persists to a place of its own, on the generic base class, is left as it is.
+    It ranks, saves and removes what it did, under the name that its state has in checkpoints. The
+    user's overrides stay in front: in the combined class they come first. A callback that persists
+    to a place of its own, on lamindb's generic base class, is left as it is.
+
+    Args:
+        callback: The callback, before its `setup`.
+        arguments: Those of `Checkpoint` that Lightning's has not got.
+        options: The options of the command line.
+        resumes: Of a run that goes on: its prefixes, as in `GoesOn.go_on`, and how many attempts it
+            had before.
     """
-    kind: Any = type(callback)
     for name in (*_PLAIN, "_run_uid"):  # left from a run that it served before, in this process
         vars(callback).pop(name, None)
-    if isinstance(callback, ll.Checkpoint) and not isinstance(callback, Checkpoint):
+    kind: Any = type(callback)
+    if is_stock(callback):
+        for name, value in vars(Checkpoint(**arguments)).items():
+            vars(callback).setdefault(name, value)
+        vars(callback)["_original_dirpath"] = as_typed(callback.dirpath)
+        callback.__class__ = _combined(kind)
+    elif isinstance(callback, ll.Checkpoint) and not isinstance(callback, Checkpoint):
         callback.__class__ = Checkpoint if kind is ll.Checkpoint else _combined(kind)
+    if isinstance(callback, Checkpoint):
+        callback.set_publishing(options)
+        if resumes is not None:
+            callback.go_on(dict(resumes[0]))
+            callback.set_attempt(resumes[1])
 
 
 @cache
 def _combined(kind: Any) -> type[Checkpoint]:
+    bases: Any = (Checkpoint,) if issubclass(Checkpoint, kind) else (kind, Checkpoint)
     names = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
     # Spawned ranks unpickle the callback: they find the user's class by name and adopt it again.
     names["__reduce_ex__"] = lambda self, protocol: (_restore, (kind, self.__getstate__()))
-    return type(kind.__name__, (kind, Checkpoint), names)
+    if kind is ModelCheckpoint:  # so that jsonargparse takes both for one, under the short name
+        names["__module__"] = "lightning.pytorch.callbacks"
+    return type(kind.__name__, bases, names)
 
 
 def _restore(kind: Any, state: dict[str, Any]) -> Checkpoint:

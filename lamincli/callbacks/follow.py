@@ -21,6 +21,8 @@ from lamincli.callbacks import rng
 from lamincli.callbacks.completion import Completion
 from lamincli.errors import MonitorNotLoggedError, did_you_mean
 
+_NAMES = ("Checkpoint", "ModelCheckpoint")
+
 
 class GoesOn(ModelCheckpoint):
     """A checkpoint callback that can go on where an earlier attempt of its run has stopped.
@@ -46,6 +48,25 @@ class GoesOn(ModelCheckpoint):
         """
         self._goes_on = True
         self._prefix = prefixes.get(self.state_key)
+
+    @property
+    def state_key(self) -> str:
+        """Return the key of the state in a checkpoint: that of Lightning's own callback.
+
+        So a training goes on from a checkpoint of plain Lightning with what it has ranked, and
+        plain Lightning from one of ours.
+        """
+        key = super().state_key
+        return key.replace(*_NAMES, 1) if type(self).__qualname__ == _NAMES[0] else key
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take the state that lamindb's callback has left under a name of its own."""
+        states = checkpoint.get("callbacks") or {}
+        before = self.state_key.replace(_NAMES[1], _NAMES[0], 1)
+        if self.state_key not in states and before in states:
+            states[self.state_key] = states.pop(before)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that a checkpoint holds, with that of the random number generators."""
@@ -139,8 +160,6 @@ class GoesOn(ModelCheckpoint):
 class Checkpoint(GoesOn):
     """The checkpoint callback of a rank other than zero: `lamincli.Checkpoint` without LaminDB.
 
-    It has the same name, for that is part of the key of its state in a checkpoint.
-
     Args:
         run_uid: Uid of the run, which rank zero has begun.
         dirpath: As in `ModelCheckpoint`.
@@ -178,6 +197,61 @@ class Checkpoint(GoesOn):
 
     def remove_artifact_observer(self, observer: Any) -> None:
         """Likewise."""
+
+
+class TakesOver(pl.Callback):
+    """Takes over the checkpoint callbacks that a model brings by `configure_callbacks`.
+
+    As in Lightning, they are there in the place of one that nobody has asked for.
+
+    Args:
+        take_over: Turns a `ModelCheckpoint` into one of ours.
+        forced: The one that nobody has asked for.
+    """
+
+    def __init__(
+        self, take_over: Callable[[ModelCheckpoint], None], forced: ModelCheckpoint | None
+    ) -> None:
+        self._take_over = take_over
+        self._replaced = [] if forced is None else [forced]
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Take them over before their own `setup`, which comes later."""
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        brought = [one for one in callbacks if is_stock(one)]
+        if not brought:
+            return
+        for callback in brought:
+            self._take_over(callback)
+        callbacks[:] = [one for one in callbacks if one not in self._replaced]
+        self._replaced = brought  # when the model is asked again
+
+
+def is_stock(callback: Any) -> bool:
+    """Tell whether a callback is a `ModelCheckpoint` that neither we nor lamindb care for."""
+    is_ours = isinstance(callback, GoesOn) or hasattr(callback, "resolve_artifact_key")
+    return isinstance(callback, ModelCheckpoint) and not is_ours
+
+
+def take_over(callback: ModelCheckpoint, goes_on: bool = False) -> None:
+    """Let Lightning's `ModelCheckpoint`, or a subclass, follow what rank zero makes of its own."""
+    if is_stock(callback):
+        for name, value in vars(Checkpoint()).items():
+            vars(callback).setdefault(name, value)
+        vars(callback)["_original_dirpath"] = as_typed(callback.dirpath)
+        kind: Any = type(callback)
+        bases = (Checkpoint,) if issubclass(Checkpoint, kind) else (kind, Checkpoint)
+        names = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
+        callback.__class__ = type(kind.__name__, bases, names)
+    if goes_on and isinstance(callback, GoesOn):
+        callback.go_on({})
+
+
+def as_typed(folder: Any) -> Any:
+    """Return a folder as a user may have typed it: `ModelCheckpoint` keeps the absolute path."""
+    text = str(folder)
+    is_here = folder is not None and "://" not in text and text.startswith(os.getcwd() + os.sep)
+    return os.path.relpath(text) if is_here else folder
 
 
 class SaveConfigCallback(LightningSaveConfigCallback):

@@ -539,18 +539,6 @@ def test_save_on_exception(fit, last_run):
     ]
 
 
-def test_stock_checkpoint_in_the_list_is_left_alone(fit, capsys):
-    listed = {
-        "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
-        "init_args": {"dirpath": "plain"},
-    }
-    cli = fit(trainer={"callbacks": [listed]})
-    assert len(cli.trainer.checkpoint_callbacks) == 2
-    assert capsys.readouterr().err.count("its files are not published") == 1
-    assert len(keys(cli, "model")) == 1
-    assert Path("plain/epoch=0-step=4.ckpt").exists()
-
-
 @pytest.mark.parametrize("listed", [False, True])
 def test_checkpointing_can_be_switched_off(fit, listed):
     callback = {"class_path": "lamincli.Checkpoint", "init_args": {"save_top_k": -1}}
@@ -573,8 +561,6 @@ def test_listed_lamin_checkpoint_is_plain_where_nothing_is_tracked(fit, ln, word
 CONTRADICTIONS = [
     ({"features": {"run": {"organism": "mouse"}}}, {"features": {"run": {"organism": "human"}}},
      r"lamin\.features .* trainer\.callbacks\[1\]\.init_args\.features"),
-    ({"run_uid_is_version": False}, {"run_uid_is_version": True},
-     r"lamin\.run_uid_is_version is False, .*callbacks\[1\]\.init_args\.run_uid_is_version is True"),
     ({}, {"monitor": "val_loss"},
      r"checkpoint\.monitor is 'train_loss', .*init_args\.monitor is 'val_loss'"),
 ]  # fmt: skip
