@@ -101,6 +101,22 @@ def class_path_of(kind: Any) -> str:
 
 
 def import_class(class_path: str) -> Any:
-    """Return the class or function that a class path names."""
-    module, _, name = class_path.rpartition(".")
-    return getattr(importlib.import_module(module), name)
+    """Return the class, function or method that a class path names, nested ones included.
+
+    Raises:
+        ImportError: There is no such module.
+        AttributeError: The module has not got it.
+    """
+    module, _, names = class_path.rpartition(".")
+    while True:
+        try:
+            found = importlib.import_module(module)
+            break
+        except ModuleNotFoundError as error:
+            outer, _, name = module.rpartition(".")
+            if not outer or error.name != module:
+                raise
+            module, names = outer, f"{name}.{names}"
+    for name in names.split("."):
+        found = getattr(found, name)
+    return found

@@ -95,7 +95,7 @@ def plan(
                 raise UsageError("--code recorded needs Python 3.11. Leave it out, or upgrade.")
     else:
         program = _installed(uid, transform_key, script, record.get("program") or {})
-    if config.get("seed_everything") in (None, False):
+    if (seed := config.get("seed_everything")) is None or seed is False:  # 0 is a seed
         notes.append("the run has no seed (seed_everything), so its results come from chance")
     return Recipe(
         command=[sys.executable, *program, *arguments],

@@ -122,7 +122,8 @@ class GoesOn(ModelCheckpoint):
 
     def _should_remove_checkpoint(self, trainer: pl.Trainer, previous: str, current: str) -> bool:
         # Lightning keeps the one that training goes on from, for it may be another run's.
-        if self._goes_on and previous != current and str(trainer.ckpt_path) == str(previous):
+        is_its_start = _absolute(str(trainer.ckpt_path)) == _absolute(previous)
+        if self._goes_on and _absolute(previous) != _absolute(current) and is_its_start:
             return True
         return bool(super()._should_remove_checkpoint(trainer, previous, current))
 
@@ -278,6 +279,10 @@ def following(kind: type[Any] | None) -> type[Any]:
 
         return combined_with_ours(kind)
     return type(kind.__name__, (kind, SaveConfigCallback), {"__module__": kind.__module__})
+
+
+def _absolute(path: str) -> str:
+    return path if "://" in path else os.path.abspath(path)
 
 
 def _can_be_used(folder: str) -> bool:

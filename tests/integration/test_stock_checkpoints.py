@@ -145,3 +145,20 @@ def test_two_ranks(shell, record, listing, strategy):
     (run,) = record()
     assert run.status == "completed"
     assert sum(key.endswith(".ckpt") for key in run.outputs) == 3
+
+
+@pytest.mark.parametrize("save_dir", ["logs", "./logs", "{project}/logs"])
+def test_run_goes_on_with_relative_paths(train, last_run, project, save_dir):
+    """A relative and an absolute path of one file are one file."""
+    logger = {
+        "class_path": "lightning.pytorch.loggers.CSVLogger",
+        "init_args": {"save_dir": save_dir.format(project=project)},
+    }
+    (project / "logger.yaml").write_text(yaml.safe_dump({"trainer": {"logger": logger}}))
+    words = ["--config=logger.yaml", "--checkpoint.monitor=val_loss"]
+    train("fit", *words)
+    uid = last_run().uid
+    for epochs in (2, 3):
+        train("fit", *words, f"--lamin.resume={uid}", f"--trainer.max_epochs={epochs}")
+    assert published(last_run()) == on_disk(project)
+    assert len(on_disk(project)) == 1
