@@ -342,3 +342,13 @@ def test_git_reference_that_cannot_be_had_is_a_warning(train, ln, last_run, monk
     train("fit")
     assert last_run().status == "completed"
     assert "no git reference" in capsys.readouterr().err
+
+
+def test_environment_that_runs_share_is_an_output_of_none(train, ln, last_run):
+    """As lamindb makes it of the first, where two runs of one environment begin at once."""
+    train("fit")
+    first = last_run()
+    ln.Artifact.objects.filter(id=first.environment_id).update(run_id=first.id)
+    train("fit")
+    assert last_run().environment_id == first.environment_id
+    assert ln.Artifact.objects.get(id=first.environment_id).run_id is None
