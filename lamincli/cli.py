@@ -65,6 +65,7 @@ from lamincli.parser import (
     LaminArgumentParser,
     class_path_of,
     import_class,
+    why_of_other_package,
 )
 from lamincli.process import (
     DECIDED_VARIABLE,
@@ -212,6 +213,9 @@ class LaminLightningCLI(LightningCLI):
         try:
             if self._ranks.is_zero:
                 provide_home()
+            for kind in (model_class, datamodule_class):
+                if why := why_of_other_package(kind):
+                    raise UsageError(why)
             super().__init__(
                 model_class=model_class,
                 datamodule_class=datamodule_class,

@@ -68,6 +68,10 @@ class LaminArgumentParser(LightningArgumentParser):
             taken = signature(import_class(refused[1])).parameters
             hint = did_you_mean(refused[2], taken).strip()
             return "\n" + (hint or f"It takes: {', '.join(taken)}")
+        if "not correspond to a subclass of" in message:
+            named = re.findall(r"[A-Za-z_]\w*(?:\.\w+)+", message.partition("Given value: ")[2])
+            if why := next(filter(None, map(_why_of_other_package, named)), None):
+                return f"\n{why}"
         if missing := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", message):
             return "\n" + did_you_mean(missing[2], dir(sys.modules.get(missing[1]))).strip()
         wrong = re.findall(r"unrecognized arguments: (--[^\s=]+)", message)
@@ -92,6 +96,26 @@ _SAYS_NOTHING = re.compile(
     r"\s*(Does not validate against any|Subtypes: |Errors:|- Expected a <class 'NoneType'>|"
     r"Given value type: |Given value: (NestedArg|Namespace)\()"
 )
+
+
+def why_of_other_package(kind: Any) -> str | None:
+    """Say why a class of `pytorch_lightning` is none of Lightning's; `None` of any other."""
+    bases = kind.__mro__ if isinstance(kind, type) else ()
+    if not any(base.__module__.partition(".")[0] == "pytorch_lightning" for base in bases):
+        return None
+    return (
+        f"{class_path_of(kind)} is made of pytorch_lightning, which is a different package from "
+        "lightning.pytorch. Import from the latter: import lightning.pytorch as pl"
+    )
+
+
+def _why_of_other_package(class_path: str) -> str | None:
+    if class_path.partition(".")[0] not in sys.modules:
+        return None
+    try:
+        return why_of_other_package(import_class(class_path))
+    except (ImportError, AttributeError):
+        return None
 
 
 def class_path_of(kind: Any) -> str:
