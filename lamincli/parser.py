@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import sys
 from inspect import signature
@@ -27,14 +28,18 @@ HELP_OF_REFERENCES = {
     ),
 }
 """What the help of Lightning's own options does not say, by option."""
+_ON = ("true", "yes", "1")
 
 
 class LaminArgumentParser(LightningArgumentParser):
     """Lightning's parser, whose errors name what was probably meant instead of every option."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """End with a message and exit code 2, or raise where the parser was made to raise."""
-        if not self.exit_on_error:
+        """End with a message and exit code 2, or raise where the parser was made to raise.
+
+        ``JSONARGPARSE_DEBUG=true`` shows the traceback, as with any parser of jsonargparse.
+        """
+        if not self.exit_on_error or os.environ.get("JSONARGPARSE_DEBUG", "").lower() in _ON:
             super().error(message, ex)
         if message.startswith("Unexpected config: "):  # followed by all of it
             start = message.split("\n")[0].removeprefix("Unexpected config: ")

@@ -93,3 +93,9 @@ def test_printed_config_is_yaml_and_nothing_else(shell, project):
     wrong = shell(*words, "--print_config", "--trainer.max_epocs=3")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert "Did you mean --trainer.max_epochs" in wrong.stderr
+
+
+def test_debugging_shows_the_traceback_of_a_mistake(shell):
+    words = ["fit", "--model=tests_models.TinyModel", "--trainer.max_epocs=3"]
+    assert "Traceback" not in shell(*words).stderr
+    assert "Traceback" in shell(*words, JSONARGPARSE_DEBUG="true").stderr
