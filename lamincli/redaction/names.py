@@ -38,7 +38,7 @@ _SURE = _set(
 )
 _LIKELY = _set("token auth authorization pass dsn")
 _PLACES = _set("credential credentials creds pwd")
-_RANDOM = _set("tokens pat sessionid sessid cookie cookies sas mnemonic otp")
+_RANDOM = _set("tokens pw pat sessionid sessid cookie cookies sas mnemonic otp")
 _HOOKS = _set("webhook webhooks")
 
 _VENDORS = _set(
@@ -173,7 +173,7 @@ def _kind_at(words: tuple[str, ...], index: int) -> tuple[Kind, int]:
     if word in ("token", "tokens") and before:
         return _kind_of_tokens(before, words[:index]), end
     if word == "pass" and before:
-        return (Kind.SURE if before in _OF_PASSES else Kind.NONE), end
+        return (Kind.SURE if before in _OF_PASSES else Kind.RANDOM), end
     if word == "phrase" and before in ("pass", "seed"):
         return Kind.SURE, end
     if (word, before) in (("string", "connection"), ("str", "conn"), ("str", "connection")):

@@ -459,3 +459,10 @@ def test_words_are_not_known_as_secrets(nothing_known):
     text = "yaml sample collections pytest classifier"
     assert "collections" in sys.modules
     assert redact_text(text) == text
+
+
+@pytest.mark.parametrize("name", ["smb_pass", "repo_pass", "db_pw", "pw"])
+def test_passwords_of_services_that_no_list_knows(name):
+    assert redact({name: "Zx9qLw72VbTr4KpN8sYd"}) == {name: REDACTED}
+    for harmless in ("first", "low", 40.0, True, None, "forward"):
+        assert redact({name: harmless}) == {name: harmless}
