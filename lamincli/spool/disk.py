@@ -67,7 +67,7 @@ def fsync(path: Path) -> None:
     """Make a file, or the names in a folder, durable. Windows cannot, and does it by itself."""
     if os.name == "nt":
         return
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # it may be a pipe
     try:
         os.fsync(handle)
     finally:

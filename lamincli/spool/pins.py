@@ -3,8 +3,9 @@
 import errno
 import os
 import shutil
+import stat
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, filterfalse
 from pathlib import Path
 
 from lamincli.errors import UntrustedError
@@ -149,5 +150,16 @@ class Pins:
             raise UntrustedError(f"{pin} is none of the files of this spool")
         within = [folder, *((self.folder, self._spool) if is_here else ())]
         below = (os.path.join(at, name) for at, *both in os.walk(pin) for name in chain(*both))
-        if link := next(filter(os.path.islink, (pin, *within, *below)), None):
-            raise UntrustedError(f"{link} is a link, and only plain files are published")
+        if other := next(filterfalse(_is_plain, (pin, *within, *below)), None):
+            raise UntrustedError(
+                f"{other} is a link, a pipe or a device, and only plain files are published"
+            )
+
+
+def _is_plain(path: str | Path) -> bool:
+    """Tell whether a path is a file or a folder itself; what is not there is neither."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return True  # which is told by whoever opens it
+    return stat.S_ISREG(mode) or stat.S_ISDIR(mode)

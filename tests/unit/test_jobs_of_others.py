@@ -177,6 +177,22 @@ def test_no_link_is_followed_out_of_the_spool(tmp_path, secret, what, is_trusted
     assert secret.read_text() == "my private key"
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+@pytest.mark.parametrize("is_within", [False, True])
+def test_pipe_in_the_place_of_a_file_hangs_nobody(somebody_else, tmp_path, is_within):
+    file = tmp_path / "a.ckpt"
+    file.write_bytes(b"weights")
+    folder = somebody_else(job(), job(key="k/b.ckpt"), files=[file, file])
+    pin, _ = sorted((folder / "pins").rglob("a.ckpt"))
+    pin.unlink()
+    if is_within:
+        pin.mkdir()
+    os.mkfifo(pin / "part" if is_within else pin)
+    registry, ((_, reason),) = drained(folder, is_trusted=True)
+    assert len(registry.entries) == 1
+    assert "is a link, a pipe or a device" in reason
+
+
 @pytest.mark.parametrize("state", ["tmp", "ready", "claimed", "parked", "pins", "deferred"])
 def test_a_state_that_is_a_link_is_refused(somebody_else, secret, state):
     folder = somebody_else(job("remove"))
