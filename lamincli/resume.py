@@ -18,7 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from lamincli import checkpoint_file, console, order, originals, slurm
-from lamincli.errors import LaminReferenceError, UnreachableError, UsageError, first_line
+from lamincli.errors import (
+    LaminReferenceError,
+    SpoolCorruptError,
+    UnreachableError,
+    UsageError,
+    first_line,
+)
+from lamincli.folders import write_own
 from lamincli.instance import is_same
 from lamincli.keys import NAME, split_key
 from lamincli.memory import KnownJob, forget_job, recall_job
@@ -27,6 +34,7 @@ from lamincli.process import ProcessIdentity, fit_number, is_restarted, job_id
 from lamincli.redaction import redact_argv
 from lamincli.references import LATEST, References, find_run, is_here, known_file
 from lamincli.spool import Job, Spool
+from lamincli.spool.disk import read_text
 from lamincli.spool.seal import is_ours, sealed
 
 AUTO = "auto"
@@ -319,7 +327,7 @@ def remember(run_uid: str, slug: str) -> None:
     """Let ``auto`` find the run of this folder where no scheduler names the job."""
     try:
         note = sealed({"run": run_uid, "instance": slug}, RUN_FILE.name)
-        RUN_FILE.write_text(json.dumps(note) + "\n", encoding="utf-8")
+        write_own(RUN_FILE, json.dumps(note) + "\n")
     except OSError as error:
         console.warn(f"--lamin.resume auto will not find this run again: {error}")
 
@@ -329,9 +337,9 @@ def forget(run_uid: str) -> None:
     if (job := job_id()) is not None:
         forget_job(job, redact_argv(sys.argv[1:]), fit_number())
     try:
-        if json.loads(RUN_FILE.read_text(encoding="utf-8")).get("run") == run_uid:
+        if json.loads(read_text(RUN_FILE)).get("run") == run_uid:
             RUN_FILE.unlink()
-    except (OSError, ValueError, AttributeError):  # none of ours
+    except (OSError, ValueError, AttributeError, SpoolCorruptError):  # none of ours
         pass
 
 
@@ -379,9 +387,9 @@ def _is_of_this_fit(record: Mapping[str, Any], job: str) -> bool:
 def _noted_in_folder() -> tuple[str, str]:
     """Return the run of this folder, and its instance."""
     try:
-        note = json.loads(RUN_FILE.read_text(encoding="utf-8"))
+        note = json.loads(read_text(RUN_FILE))
         run, instance = note["run"], note["instance"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SpoolCorruptError) as error:
         raise UsageError(
             f"{RUN_FILE.absolute()} cannot be read. Remove it to start a new run."
         ) from error

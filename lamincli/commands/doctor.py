@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from lamincli import __version__, console
 from lamincli.connection import reached
@@ -96,7 +97,7 @@ def _where(ln: Any) -> str:
 
 
 def _why_unwritable(root: Any) -> str | None:
-    probe = root / ".lamindb" / f"lamin-train-doctor-{platform.node()}"
+    probe = root / ".lamindb" / f"lamin-train-doctor-{uuid4().hex}"
     try:
         probe.write_text("written by lamin-train doctor", encoding="utf-8")
         probe.unlink()

@@ -528,6 +528,7 @@ class Spool:
         name = file.name
         while (self.parked / name).is_dir():
             name = f"other-{name}"
+        remove(self.parked / (name + _REASON))  # which may be a link of somebody else
         (self.parked / (name + _REASON)).write_text(reason + "\n", encoding="utf-8")
         os.replace(file, self.parked / name)
 
@@ -554,7 +555,7 @@ class Spool:
 
 
 def _for_this_user(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o600)
 
 
 def _number(name: str) -> int:

@@ -125,3 +125,41 @@ def test_environment_files_are_written_by_their_names_alone(ln, tmp_path):
     assert not list(cache.parents[1].rglob("evil.txt")) or all(
         path.is_relative_to(cache / "environments") for path in cache.parents[1].rglob("evil.txt")
     )
+
+
+def test_note_that_is_a_link_is_not_written_through(train, project, tmp_path_factory):
+    """A clone may hold a link to a file of the user, which is there or not."""
+    home = tmp_path_factory.mktemp("home")
+    (project / ".lamin_run.json").symlink_to(home / "rc")
+    train("fit", "--lamin.resume=auto")
+    assert not (home / "rc").exists()
+    (home / "rc").write_text("mine")
+    (project / ".lamin_run.json").symlink_to(home / "rc")
+    with pytest.raises(SystemExit) as stop:
+        train("fit", "--lamin.resume=auto")
+    assert stop.value.code == 2
+    assert (home / "rc").read_text() == "mine"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_note_that_is_a_pipe_hangs_nobody(train, project, capsys):
+    os.mkfifo(project / ".lamin_run.json")
+    with pytest.raises(SystemExit) as stop:
+        train("fit", "--lamin.resume=auto")
+    assert stop.value.code == 2
+    assert "cannot be read. Remove it" in capsys.readouterr().err
+
+
+def test_reason_is_not_written_through_a_link(tmp_path):
+    from lamincli.spool import Spool
+
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    spool = Spool(tmp_path / ".lamin_spool" / "RUN")
+    for folder in (spool.ready, spool.parked):
+        folder.mkdir(parents=True)
+    (spool.ready / "00000001.json").write_text("{}")
+    (spool.parked / "00000001.json.reason.txt").symlink_to(mine)
+    spool._park(spool.ready / "00000001.json", "it is torn")
+    assert mine.read_text() == "mine"
+    assert (spool.parked / "00000001.json.reason.txt").read_text() == "it is torn\n"
