@@ -53,10 +53,12 @@ def _instance(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Work in an empty folder, with no words on the command line, and leave no spool to others."""
+    from lamincli.process import DECIDED_VARIABLE
     from lamincli.redaction import forget
     from lamincli.spool.index import index_folder
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(DECIDED_VARIABLE, raising=False)  # ranks would take it for their parent's
     monkeypatch.setattr(sys, "argv", ["lamin-train"])
     yield tmp_path
     shutil.rmtree(index_folder(), ignore_errors=True)

@@ -124,7 +124,8 @@ def test_database_that_is_damaged_meanwhile_ends_no_training(train, copy, capsys
     assert "Traceback" not in err
     garbage()  # SQLite may have written its pages back
     assert sync.main(["."]) == 3
-    assert f"{DATABASE} is damaged" in capsys.readouterr().err
+    err = capsys.readouterr().err  # the copy, or the instance that it is a copy of
+    assert f"{DATABASE} is damaged" in err or "It has no run" in err
 
 
 def test_copied_instance_is_the_one_that_is_used(train, ln, copy):

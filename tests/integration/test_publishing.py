@@ -149,7 +149,8 @@ def with_observer(observer):
 
 def test_checkpoint_removed_before_its_upload_gives_no_event(train, monkeypatch, last_run):
     """All four are saved, and three removed, before the publisher begins."""
-    from lamincli.publisher import Publisher
+    from lamincli.options import LaminOptions
+from lamincli.publisher import Publisher
 
     rest = Publisher._rest
     monkeypatch.setattr(
@@ -219,7 +220,7 @@ def test_subclass_that_persists_by_itself_is_called_and_gets_its_artifact(run):
             return artifact
 
     callback = Mine(save_top_k=-1)
-    adopt(callback)
+    adopt(callback, {}, LaminOptions())
     trainer([callback]).fit(TinyModel(), datamodule=TinyData())
     assert [a.key.rpartition("/")[2] for a in artifacts] == NAMES
     assert {a.description for a in run.output_artifacts.filter(kind="model")} == {"mine"}
