@@ -149,8 +149,7 @@ def with_observer(observer):
 
 def test_checkpoint_removed_before_its_upload_gives_no_event(train, monkeypatch, last_run):
     """All four are saved, and three removed, before the publisher begins."""
-    from lamincli.options import LaminOptions
-from lamincli.publisher import Publisher
+    from lamincli.publisher import Publisher
 
     rest = Publisher._rest
     monkeypatch.setattr(
@@ -207,6 +206,7 @@ def test_subclass_that_persists_by_itself_is_called_and_gets_its_artifact(run):
     from lamindb.integrations import lightning as ll
 
     from lamincli.callbacks.checkpoint import adopt
+    from lamincli.options import LaminOptions
 
     artifacts = []
 
