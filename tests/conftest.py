@@ -33,6 +33,7 @@ from servers import (  # noqa: E402
     postgres_server,
     s3_server,
 )
+from warm import warm_python  # noqa: E402
 
 QUIET = [
     "--trainer.enable_progress_bar=false",
@@ -102,15 +103,23 @@ def last_run(ln: Any) -> Callable[[], Any]:
     return lambda: ln.Run.objects.order_by("-id").first()
 
 
+@pytest.fixture(scope="session")
+def python() -> Iterator[str]:
+    """Give a Python that starts fast, for programs that run to their end."""
+    with warm_python() as program:
+        yield program
+
+
 @pytest.fixture
-def shell(project: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+def shell(project: Path, python: str) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run ``lamin-train`` as a process of its own, in a fresh project with its own instance."""
 
     def run(
         *words: str, program: list[str] | None = None, timeout_s: float = 120, **environment: str
     ) -> subprocess.CompletedProcess[str]:
+        first, *others = program or [sys.executable, "-m", "lamincli"]
         return subprocess.run(
-            [*(program or [sys.executable, "-m", "lamincli"]), *words],
+            [python if first == sys.executable else first, *others, *words],
             cwd=project,
             env={**os.environ, **environment},
             stdin=subprocess.DEVNULL,
@@ -180,7 +189,7 @@ def instance(server: Postgres, project: Path, request: pytest.FixtureRequest) ->
 
 
 @pytest.fixture
-def record(project: Path) -> Callable[[], list[SimpleNamespace]]:
+def record(project: Path, python: str) -> Callable[[], list[SimpleNamespace]]:
     """Read the runs of the project's own instance, in a process of its own, oldest first."""
     code = """
 import json, lamindb as ln
@@ -204,7 +213,7 @@ print("RECORD" + json.dumps(runs))
         import json
 
         done = subprocess.run(
-            [sys.executable, "-c", code], cwd=project, capture_output=True, text=True, check=False
+            [python, "-c", code], cwd=project, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
         text = done.stdout.split("RECORD", 1)[1]

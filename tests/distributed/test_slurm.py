@@ -134,7 +134,7 @@ def test_two_tasks_without_srun_are_a_mistake(slurm, project):
 @pytest.mark.parametrize("how", ["preemption", "requeue", "time limit"])
 def test_the_same_run_goes_on_after(slurm, record, how):
     words = [LONG, "--data.size=2000"] if how == "time limit" else [LONG]
-    limit = ["--time=1", "--signal=USR1@30"] if how == "time limit" else []
+    limit = ["--time=10", "--signal=USR1@60"] if how == "time limit" else []
     job = slurm.submit(srun(*words), "--ntasks=1", *limit)
     slurm.wait_for_output(job, "THIRD BATCH")
     other = None
@@ -143,9 +143,13 @@ def test_the_same_run_goes_on_after(slurm, record, how):
         other = slurm.submit("sleep 1", *all_of_it)
     elif how == "requeue":
         slurm.run("scontrol", "requeue", job)
+    else:  # not from the start: SLURM may send the signal half a minute early, to an interpreter
+        slurm.run("scontrol", "update", f"JobId={job}", "EndTime=now+90")
     assert slurm.wait_for(job, "PENDING", "COMPLETED", "FAILED") == "PENDING", output(job)
     (run,) = record()
     assert run.status == "scheduled", output(job)
+    if how == "time limit":
+        slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=10")
     if other is not None:
         slurm.wait_for(other)
     slurm.start_now(job)

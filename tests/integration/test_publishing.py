@@ -571,5 +571,5 @@ def test_sync_of_a_folder_that_is_not_there(shell):
 
 def test_sync_needs_no_torch(shell):
     code = "import sys; from lamincli.main import main\ntry: main(['sync'])\nfinally: print('torch' in sys.modules)"
-    done = shell(program=[sys.executable, "-c", code])
+    done = shell(program=["env", sys.executable, "-c", code])
     assert "False" in done.stdout
