@@ -42,6 +42,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from lamincli import checkpoint_file, console, endings, slurm
 from lamincli.callbacks.calls import calls_of, watch
+from lamincli.callbacks.hparams import WritesReferences
 from lamincli.callbacks.stop import StopOnSignal
 from lamincli.connection import Connection
 from lamincli.endings import Ending, Happened, Status, exit_code
@@ -53,6 +54,7 @@ from lamincli.instance import (
 )
 from lamincli.keys import mistakes_in_paths
 from lamincli.loaded import keep as keep_sources
+from lamincli.loading import resolve_references_when_loaded
 from lamincli.options import (
     CheckpointOptions,
     FeatureOptions,
@@ -184,6 +186,7 @@ class LaminLightningCLI(LightningCLI):
         load_from_checkpoint_support: bool = True,
     ) -> None:
         keep_sources()
+        resolve_references_when_loaded()
         arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         attributes = dict(vars(self))
         self._args = args
@@ -1159,7 +1162,7 @@ class LaminLightningCLI(LightningCLI):
         return {"class_path": class_path_of(kind), "dict_kwargs": taken}
 
     def _with_local_paths(self, config: Any) -> Any:
-        config = config.clone()
+        config = config.clone() if isinstance(config, Namespace) else dict(config)
         section = config.get(str(self.subcommand), config)
         for name in ("model", "data", "ckpt_path"):
             if name in section:
@@ -1430,9 +1433,14 @@ class LaminLightningCLI(LightningCLI):
         parser.instantiate_classes = lambda config, *args, **kwargs: instantiate(
             self._with_local_paths(config), *args, **kwargs
         )
+        self._dump_config()
+        given = self.config_dump
+        # From which `save_hyperparameters` takes what `self.hparams` holds.
+        self.config_dump = self._with_local_paths(given)
         try:
             super().instantiate_classes()
         finally:
+            self.config_dump = given
             del parser.instantiate_classes
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
@@ -1442,7 +1450,7 @@ class LaminLightningCLI(LightningCLI):
         config["callbacks"] = listed = list(listed) if isinstance(listed, list) else [listed]
         persistent = self.trainer_defaults.get("callbacks") or []
         persistent = persistent if isinstance(persistent, list) else [persistent]
-        callbacks = [*callbacks, self._stop, *self._of_a_fit()]
+        callbacks = [*callbacks, self._stop, *self._of_references(), *self._of_a_fit()]
         present = [*listed, *callbacks, *persistent]
         checkpoints = [cb for cb in present if isinstance(cb, ModelCheckpoint)]
         if not self._publishes:
@@ -1550,6 +1558,10 @@ class LaminLightningCLI(LightningCLI):
         if self._predictions is not None and arguments.get("return_predictions") is None:
             arguments["return_predictions"] = False  # or they would all be kept in memory
         return arguments
+
+    def _of_references(self) -> list[Callback]:
+        known = self._references.by_path
+        return [WritesReferences(known)] if known else []
 
     def _of_a_fit(self) -> list[Callback]:
         is_fit = self.subcommand in ("fit", None)

@@ -67,7 +67,7 @@ class LaminArgumentParser(LightningArgumentParser):
         return not any(hasattr(action, "_name_parser_map") for action in self._actions)
 
     def _did_you_mean(self, message: str) -> str:
-        if re.search(r"required: (\w+\.)?model\b", message):
+        if re.search(r"required: (\w+\.)?model(,|$)", message):
             return ". Give --model CLASS_PATH, or model.class_path in the config file."
         if refused := re.search(r"class_path '([^']+)':\s+Option '(\w+)' is not", message):
             taken = signature(import_class(refused[1])).parameters

@@ -234,6 +234,11 @@ class References:
         return bool(self.used or self._pins)
 
     @property
+    def by_path(self) -> dict[str, str]:
+        """The exact references, by their paths on this machine."""
+        return {path: pinned for pinned, path in self._paths.items()}
+
+    @property
     def artifacts(self) -> dict[str, Any]:
         """The artifacts that were used, by the reference that was typed."""
         return {text: one.artifact for text, one in self.used.items() if one.artifact is not None}
@@ -592,19 +597,28 @@ def is_here(known: dict[str, Any]) -> bool:
 # -- values of the config ---------------------------------------------------------------------
 
 
-def walk(value: Any, change: Callable[[Any], Any]) -> Any:
-    """Return a copy of a nested value in which every reference is changed."""
-    if is_reference(value):
+def walk(
+    value: Any, change: Callable[[Any], Any], which: Callable[[Any], bool] = is_reference
+) -> Any:
+    """Return a copy of a nested value in which every reference is changed.
+
+    Args:
+        value: Of dicts, namespaces, lists and tuples, which keep their types.
+        change: Returns what is put in the place of a reference.
+        which: Tells what is changed, if that is not the references.
+    """
+    if which(value):
         return change(value)
     if isinstance(value, ArtifactPath):
-        return ArtifactPath(walk(value.reference, change))
+        return ArtifactPath(walk(value.reference, change, which))
     if isinstance(value, Namespace):
-        changed = {name: walk(item, change) for name, item in vars(value).items()}
+        changed = {name: walk(item, change, which) for name, item in vars(value).items()}
         return Namespace(changed)  # type: ignore[no-untyped-call]
     if isinstance(value, dict):
-        return {name: walk(item, change) for name, item in value.items()}
+        items = {name: walk(item, change, which) for name, item in value.items()}
+        return items if type(value) is dict else type(value)(items)
     if isinstance(value, (list, tuple)):
-        return type(value)(walk(item, change) for item in value)
+        return type(value)(walk(item, change, which) for item in value)
     return value
 
 

@@ -450,7 +450,7 @@ def test_values_become_paths_and_stay_references(train, stored, last_run, projec
     path = cli.trainer.checkpoint_callback.best_model_path
     hparams = torch.load(path, weights_only=False)["datamodule_hyper_parameters"]
     assert hparams["file"] == pinned
-    assert FileData.load_from_checkpoint(path).artifact == ArtifactPath(pinned)
+    assert Path(FileData.load_from_checkpoint(path).artifact).read_text() == "a,b\n1,2\n"
 
 
 def test_wrong_references_are_reported_together_and_leave_no_run(train, stored, ln, capsys):
