@@ -41,7 +41,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lamincli import checkpoint_file, console, endings, slurm
-from lamincli.callbacks.calls import calls_of, watch
+from lamincli.callbacks.calls import calls_of, metrics_of, watch
 from lamincli.callbacks.hparams import WritesReferences
 from lamincli.callbacks.stop import StopOnSignal
 from lamincli.connection import Connection
@@ -105,6 +105,8 @@ from lamincli.taken_out import TakenOut, mistakes_in
 
 if TYPE_CHECKING:
     from lamincli.tracking import TrackedRun
+
+_EVALUATIONS = ("validate", "test", "predict")
 
 _OF_PLAIN_FILES = ("auto", "ddp", "single_device")
 """How the names of Lightning's strategies begin whose checkpoints are single files of torch."""
@@ -299,6 +301,7 @@ class LaminLightningCLI(LightningCLI):
                         ending, reason=f"nothing was left to train: {why}"
                     )
             self._stop.closing_since_s = time.monotonic()
+            self._tracked.trains = self._has_trained()
             if LaminLightningCLI._open is self:
                 LaminLightningCLI._open = None
             if status in ("aborted", "scheduled") and self._stop.signum is not None:
@@ -326,6 +329,14 @@ class LaminLightningCLI(LightningCLI):
         calls = () if trainer is None else calls_of(trainer)
         happened = Happened(self.subcommand, calls, error, signum, self._why_no_work())
         return endings.ending(happened)
+
+    def _has_trained(self) -> bool:
+        """Tell whether this was a training, or was to be one, now that it has ended."""
+        trainer = self._made_trainer
+        if self._trains is not None or trainer is None:
+            return self._trains is not False
+        calls = calls_of(trainer)
+        return calls is None or "fit" in [call.stage for call in calls]
 
     def _begin(self) -> None:
         """Begin the run on rank zero, unless nothing is to be recorded."""
@@ -377,6 +388,7 @@ class LaminLightningCLI(LightningCLI):
             params=self._config_as_dict(),
             argv=self._words(),
             stage=self.subcommand,
+            trains=self._trains,
             model=class_path_of(self._chosen_model()),
             **self._resumed(),
             parent=self._follows.lamin_run.uid if self._follows else None,
@@ -390,7 +402,7 @@ class LaminLightningCLI(LightningCLI):
             remember(self._tracked.uid, slug)
         if ckpt_path:
             self._evaluated = self._used_checkpoint(ckpt_path)
-        elif self.subcommand in {"validate", "test", "predict"}:
+        elif self.subcommand in _EVALUATIONS:
             console.warn(f"{self.subcommand} without --ckpt_path: the model has its first weights")
         return {"run": self._tracked.uid, "instance": slug if self._lamindb.is_known else None}
 
@@ -627,7 +639,28 @@ class LaminLightningCLI(LightningCLI):
     @property
     def _is_recorded_fit(self) -> bool:
         """Whether this goes on with its run where its job is started again; nothing else does."""
-        return self._publishes and self.subcommand == "fit"
+        return self._publishes and not self._why_not_resumable()
+
+    @property
+    def _trains(self) -> bool | None:
+        """Whether the subcommand trains; `None` where a script calls the trainer itself.
+
+        One of the project's own does if its method calls `fit`.
+        """
+        if self.subcommand in (None, "fit", *_EVALUATIONS):
+            return None if self.subcommand is None else self.subcommand == "fit"
+        own = [getattr(kind, self.subcommand, None) for kind in (self, self.trainer_class)]
+        codes = [getattr(method, "__code__", None) for method in own]
+        return any(code is not None and "fit" in code.co_names for code in codes)
+
+    def _why_not_resumable(self) -> str:
+        """Say why this can't go on with a run; nothing if it can."""
+        stage = self.subcommand
+        if not self._trains:
+            return f"only fit can go on with a run{f', and this is {stage}' if stage else ''}"
+        if stage != "fit" and "ckpt_path" not in self._subcommand_method_arguments[str(stage)]:
+            return f"{stage} takes no ckpt_path. Give the method that argument, to pass on to fit"
+        return ""
 
     def _is_training(self) -> bool:
         trainer = self._made_trainer
@@ -702,9 +735,25 @@ class LaminLightningCLI(LightningCLI):
         if self._tracked is None or trainer is None:
             return
         try:
-            self._tracked.record_metrics(trainer.callback_metrics)
+            self._tracked.record_metrics(metrics_of(trainer), self._best())
         except Exception as failure:  # the run must be closed all the same
             console.warn(f"the metrics could not be recorded: {failure}")
+
+    def _best(self) -> dict[str, Any]:
+        """Return the best value of each metric that ranks checkpoints, and where it was reached."""
+        trainer = self._made_trainer
+        callbacks: list[Any] = trainer.checkpoint_callbacks if trainer else []
+        return {
+            str(one.monitor): {
+                "value": float(one.best_model_score),
+                "mode": one.mode,
+                "checkpoint": Path(one.best_model_path).name,
+            }
+            for one in reversed(callbacks)
+            if isinstance(one, ModelCheckpoint)
+            and one.monitor is not None
+            and one.best_model_score is not None
+        }
 
     def _annotate_checkpoint(self, status: Status) -> None:
         """Give the checkpoint that was evaluated its metrics."""
@@ -943,7 +992,9 @@ class LaminLightningCLI(LightningCLI):
 
     def _with_config_of_run(self, words: list[str], resumed: str) -> list[str]:
         """Give a run that goes on its config back, unless another one is given."""
-        if words[:1] != ["fit"] or option_in(words, "--config", "-c") is not None:
+        stage = next(iter(words), "")
+        goes_on = "ckpt_path" in self._subcommand_method_arguments.get(stage, ())
+        if not goes_on or stage in _EVALUATIONS or option_in(words, "--config", "-c") is not None:
             return words
         instance = option_in(words, "--lamin.instance")
         if (found := self._look_for_run(resumed, instance)) is None:
@@ -951,7 +1002,8 @@ class LaminLightningCLI(LightningCLI):
         if self.subclass_mode_model and (program := found.program_with_classes()):
             raise UsageError(
                 f"Run {found.run.uid} was started by {program}, which names the classes that it "
-                f"trains. Go on with it there: python {program} fit --lamin.resume={found.run.uid}"
+                f"trains. Go on with it there: python {program} {words[0]} "
+                f"--lamin.resume={found.run.uid}"
             )
         config = self._lamindb.ask(instance, lambda: found.config(self._references.away))
         if config is not None:
@@ -988,8 +1040,8 @@ class LaminLightningCLI(LightningCLI):
         if word is None:
             return
         self._get_config()["lamin"]["resume"] = None
-        if self.subcommand != "fit":
-            raise UsageError(f"--lamin.resume {word}: only fit can go on with a run.")
+        if why := self._why_not_resumable():
+            raise UsageError(f"--lamin.resume {word}: {why}.")
         told = self._ranks.agree(lambda: self._told_of_run(word))
         if self._asked_later and (told is None or told["file"] is None):
             raise UsageError(self._asked_later)
@@ -1006,7 +1058,7 @@ class LaminLightningCLI(LightningCLI):
 
     def _goes_on_by_itself(self) -> bool:
         """Tell whether SLURM or torchrun has started this fit again, to go on with its run."""
-        if self.subcommand != "fit" or not is_restarted() or self._is_typed("resume"):
+        if self._why_not_resumable() or not is_restarted() or self._is_typed("resume"):
             return False
         return self._lamin_options().track and not self._trainer_option("fast_dev_run")
 
@@ -1409,7 +1461,7 @@ class LaminLightningCLI(LightningCLI):
     def _check_ranks(self) -> None:
         """Refuse processes of torchrun that would each train alone, and over each other's files."""
         size, started = getattr(self._made_trainer, "world_size", 1), launched_size()
-        is_torchrun = "TORCHELASTIC_RUN_ID" in os.environ and self.subcommand in ("fit", None)
+        is_torchrun = "TORCHELASTIC_RUN_ID" in os.environ and self._trains is not False
         if not (self._publishes and is_torchrun and size == 1 < started):
             return
         if not self._ranks.is_zero:
@@ -1564,8 +1616,8 @@ class LaminLightningCLI(LightningCLI):
         return [WritesReferences(known)] if known else []
 
     def _of_a_fit(self) -> list[Callback]:
-        is_fit = self.subcommand in ("fit", None)
-        if not (self._publishes and is_fit and self._ranks.is_zero):
+        may_train = self._trains is not False
+        if not (self._publishes and may_train and self._ranks.is_zero):
             return []
         from lamincli.callbacks.history import MetricsHistory
         from lamincli.callbacks.save_config import Beginning
@@ -1604,10 +1656,12 @@ class LaminLightningCLI(LightningCLI):
         callbacks = trainer.checkpoint_callbacks if trainer else []
         publishing: list[Any] = sorted(filter(_publishes, callbacks), key=_ranks_nothing)
         callback = next(iter(publishing), None)
-        if trainer is not None and trainer.state.fn == "fit":
-            if callback is not None and not (of_run.is_idle and self._resumption is None):
-                self._tell_of_checkpoint(ending, callback, status)
-        elif trainer is not None:
+        stages = [call.stage for call in (trainer and calls_of(trainer)) or ()]
+        has_trained = trainer is not None and (trainer.state.fn == "fit" or "fit" in stages)
+        is_idle = of_run.is_idle and self._resumption is None
+        if has_trained and callback is not None and not is_idle:
+            self._tell_of_checkpoint(ending, callback, status)
+        if trainer is not None and trainer.state.fn != "fit":
             metrics = metric_values(trainer.callback_metrics)
             ending.rows |= {name: f"{value:.4g}" for name, value in metrics.items()}
         if config_key := getattr(self._config_saver, "key", None):
@@ -1652,7 +1706,9 @@ class LaminLightningCLI(LightningCLI):
             there += ["--lamin.offline"] if self.is_offline else []
             ending.commands["continue it"] = [*program, *words, *there]
             return
-        if arguments and "test_step" in vars(type(self.model)) and not self._lamin_options().then:
+        is_tested = "test" in [call.stage for call in calls_of(self.trainer) or ()]
+        is_tested = is_tested or bool(self._lamin_options().then)
+        if arguments and not is_tested and not _lacks(type(self.model), "test_step"):
             ending.commands["test it"] = [*_program(), "test", *arguments]
         kind = type(self.model)
         uid = self._tracked.artifact_uid(key)

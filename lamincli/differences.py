@@ -156,8 +156,13 @@ def read_history(path: Path) -> list[Row]:
 
 def read_rows(text: str) -> list[Row]:
     """Likewise, of a text; a last line that was torn is left out."""
+    return [row for row, stage in read_stages(text) if stage == "fit"]
+
+
+def read_stages(text: str) -> list[tuple[Row, str]]:
+    """Return all rows of a history, each with its stage; earlier versions kept those of fit."""
     rows = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
-    return [(int(r["step"]), r["name"], float(r["value"])) for r in rows]
+    return [((int(r["step"]), r["name"], float(r["value"])), r.get("stage") or "fit") for r in rows]
 
 
 def parting(original: Iterable[Row], here: Iterable[Row]) -> dict[str, tuple[int, Any, Any]]:

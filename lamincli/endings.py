@@ -5,7 +5,7 @@ calls it, or exits with 0 in the middle. So the status follows from the calls of
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from signal import Signals
 from typing import Literal
 
@@ -15,6 +15,7 @@ from lamincli.redaction import redact_text
 Status = Literal["completed", "errored", "aborted", "scheduled"]  # the last: it will go on
 
 _LONGEST_REASON = 300
+_STAGES = ("fit", "validate", "test", "predict")
 _WORK = {"fit": "trained", "predict": "predicted"}
 
 
@@ -28,6 +29,7 @@ class Call:
         is_over: Whether it has returned, or raised.
         status: ``completed`` unless something has ended it early; then what that stands for.
         why: What has ended it early, in short.
+        metrics: What it has logged last.
     """
 
     stage: str
@@ -35,6 +37,7 @@ class Call:
     is_over: bool = False
     status: Status = "completed"
     why: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
 
     def interrupt(self, error: BaseException | None) -> None:
         """Note that an error has ended the call."""
@@ -104,7 +107,7 @@ def _of_calls(happened: Happened) -> Ending:
     if happened.calls is None:
         return Ending("completed")
     calls, stage = list(happened.calls), happened.stage
-    if stage is None and calls:
+    if stage not in _STAGES and calls:  # a subcommand of the project's own, or none
         stages = [call.stage for call in calls]
         stage = "fit" if "fit" in stages else stages[-1]
     own = [call for call in calls if call.stage == stage]
@@ -126,7 +129,7 @@ def _of_calls(happened: Happened) -> Ending:
 
 
 def _nothing(stage: str | None, why: str) -> str:
-    work = "trained or evaluated" if stage is None else _WORK.get(stage, "evaluated")
+    work = _WORK.get(stage, "evaluated") if stage in _STAGES else "trained or evaluated"
     return f"nothing was {work}: {why}"
 
 

@@ -14,7 +14,7 @@ DESCRIPTIONS = {
 }
 """Descriptions of the artifacts of a run that are no checkpoints, by what they are."""
 FILE_NAME_OF_HISTORY = "history.csv"
-HISTORY_COLUMNS = ("step", "name", "value")
+HISTORY_COLUMNS = ("step", "name", "value", "stage")
 
 
 def metric_values(metrics: Mapping[str, Any]) -> dict[str, float]:

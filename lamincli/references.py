@@ -368,7 +368,8 @@ def find_run(word: str, runs: Any, slug: str, text: str = "") -> Any:
         trainings = runs.filter(extra_data__has_key=EXTRA_DATA_KEY).exclude(
             **{f"{record}__stage__in": ["validate", "test", "predict", "array"]}
         )
-        trainings = trainings.exclude(**{f"{record}__has_key": "reproduces"})
+        for word in ("trains", "reproduces"):  # the first stands only where it is false
+            trainings = trainings.exclude(**{f"{record}__has_key": word})
         # As the registry has seen them begin: hosts differ in their clocks.
         if (latest := trainings.order_by("-id").first()) is None:
             raise LaminReferenceError(f"{text}: there is no training in {slug} yet.")

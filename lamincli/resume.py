@@ -380,8 +380,16 @@ def _of_this_job(runs: Any, slug: str, of_folder: bool) -> Any:
 
 def _is_of_this_fit(record: Mapping[str, Any], job: str) -> bool:
     """Tell whether a record is that of this fit in an earlier start of a job, by its place."""
-    is_fit = record.get("stage") in (None, "fit")
-    return is_fit and record.get("job") == job and record.get("fit_number", 0) == fit_number()
+    return (
+        _is_training(record)
+        and record.get("job") == job
+        and record.get("fit_number", 0) == fit_number()
+    )
+
+
+def _is_training(record: Mapping[str, Any]) -> bool:
+    stage = record.get("stage")
+    return stage not in ("validate", "test", "predict", "array") and record.get("trains", True)
 
 
 def _noted_in_folder() -> tuple[str, str]:
@@ -408,8 +416,9 @@ def _check(run: Any) -> None:
     record = (run.extra_data or {}).get(EXTRA_DATA_KEY)
     if record is None:
         raise UsageError(f"Run {run.uid} was not made by lamin-train, so it cannot go on.")
-    if record.get("stage") not in (None, "fit"):
-        raise UsageError(f"Run {run.uid} is a {record['stage']}; only a training can go on.")
+    if not _is_training(record):
+        what = f"a {record['stage']}" if record.get("stage") else "no training"
+        raise UsageError(f"Run {run.uid} is {what}; only a training can go on.")
     process = ProcessIdentity.from_dict(record.get("process"))
     is_open = run.status in ("started", "restarted")
     job = record.get("job") or ""

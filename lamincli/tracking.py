@@ -111,6 +111,7 @@ class TrackedRun:
         is_attempt: Whether that is one that goes on.
         is_task: Whether the array that this job is a task of counts on it.
         attempt: When this attempt began, by which the list of attempts knows it.
+        trains: Whether this has trained, or was to; known when it ends.
     """
 
     record: Any
@@ -120,6 +121,7 @@ class TrackedRun:
     context_before: dict[str, Any] = field(default_factory=dict)
     spool: Path = Path(FOLDER_NAME)
     _metrics: dict[str, Any] = field(default_factory=dict, init=False)
+    _best: dict[str, Any] = field(default_factory=dict, init=False)
     before: dict[str, Any] = field(default_factory=dict)
     ends: list[tuple[Path, Job]] = field(default_factory=list)
     spooled: SpooledRun | None = None
@@ -128,6 +130,7 @@ class TrackedRun:
     attempt: str = ""
     used: Any = None
     earlier_log: str = ""
+    trains: bool = True
     _evaluated: dict[str, Any] = field(default_factory=dict, init=False)
     _owed: set[str] = field(default_factory=set, init=False)
     _is_finished: bool = field(default=False, init=False)
@@ -203,17 +206,22 @@ class TrackedRun:
         elif values:
             self.record.features.add_values(values)
 
-    def record_metrics(self, metrics: Mapping[str, Any]) -> None:
-        """Keep the last value of every metric, and as a run feature where one has its name."""
-        values = metric_values(metrics)
+    def record_metrics(self, values: Mapping[str, float], best: Mapping[str, Any]) -> None:
+        """Keep the last value of every metric, and as a run feature where one has its name.
+
+        Args:
+            values: The last values.
+            best: By metric, the best value, the mode, and the file name of its checkpoint.
+        """
         if not values:
             return
         self._metrics = redact(as_json(values))  # saved with the ending at the latest
+        self._best = redact(as_json(best))
         if self.spooled is not None:
             return
 
         def record() -> None:
-            runs.add_metrics(self.record, self._metrics)
+            runs.add_metrics(self.record, self._metrics, self._best)
             self.record.save()
             runs.add_metric_features(self.record, values)
 
@@ -259,7 +267,7 @@ class TrackedRun:
         if self.spooled is not None:
             self._owed.add(END_OF_RUN)
         else:
-            end = partial(runs.set_ending, self.record, status, ended, reason)
+            end = partial(runs.set_ending, self.record, status, ended, reason, trains=self.trains)
             self._record(end, END_OF_RUN, f"run {self.uid} will be closed by lamin-train sync")
         if farewell is not None:
             self._try("told about", farewell)
@@ -389,8 +397,12 @@ class TrackedRun:
         else:
             instance = ln.setup.settings.instance
             job = Job("close", self.uid, instance.slug, instance._id.hex, "")
-        notes = {"metrics": self._metrics, "evaluated": self._evaluated, "reason": reason}
-        notes["attempt"] = self.attempt
+        notes: dict[str, Any] = {
+            "metrics": self._metrics,
+            "best": self._best,
+            "evaluated": self._evaluated,
+        }
+        notes |= {"reason": reason, "attempt": self.attempt, "trains": self.trains}
         job = replace(job, at=ended.isoformat(), status=status, notes=notes)
         _leave(self._spool_folder, job, self._log_file())
 
@@ -422,6 +434,7 @@ def begin(
     params: dict[str, Any],
     argv: Sequence[str],
     stage: str | None,
+    trains: bool | None,
     model: str,
     resumes: Any = None,
     checkpoint: Mapping[str, Any] | None = None,
@@ -439,6 +452,7 @@ def begin(
         params: The resolved config; secrets are taken out here.
         argv: The words of the command line, without the program.
         stage: The subcommand, if there is one.
+        trains: Whether that is a training; `None` where only its end can tell.
         model: Class path of the model.
         resumes: The run that goes on, in the place of a new one.
         checkpoint: What it goes on from, for the list of its attempts.
@@ -493,6 +507,7 @@ def begin(
             {
                 "version": __version__,
                 "stage": stage,
+                **({} if trains is not False else {"trains": False}),
                 "model": model,
                 "process": process,
                 "job": job_id(),

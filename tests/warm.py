@@ -132,6 +132,7 @@ def as_main(words: list[str]) -> tuple[CodeType, dict]:
     kind, arguments = (words[0], words[1:]) if words[0] in ("-c", "-m") else ("", words)
     main = ModuleType("__main__")
     sys.modules["__main__"] = main
+    globals()["__name__"] = "runpy"  # as which this is no part of the program
     sys.orig_argv = [sys.executable, *words]
     sys.argv = ["-c" if kind == "-c" else arguments[0], *arguments[1:]]
     first = (

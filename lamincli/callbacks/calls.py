@@ -13,6 +13,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerState, TrainerStatus
 
 from lamincli.endings import Call
+from lamincli.features import metric_values
 
 
 class WatchedState(TrainerState):
@@ -47,6 +48,20 @@ def watch(trainer: Any) -> None:
 def calls_of(trainer: Any) -> Sequence[Call] | None:
     """Return the calls of a trainer; `None` where it keeps no account, as one of the user's own."""
     return trainer.state.calls if isinstance(trainer.state, WatchedState) else None
+
+
+def metrics_of(trainer: Any) -> dict[str, float]:
+    """Return what every call has logged last: Lightning forgets it when the next one begins."""
+    metrics: dict[str, float] = {}
+    for call in calls_of(trainer) or ():
+        metrics |= call.metrics
+    return metrics | metric_values(trainer.callback_metrics)
+
+
+def note_metrics(trainer: Any) -> None:
+    """Note what the present call has logged."""
+    if isinstance(trainer.state, WatchedState) and trainer.state.calls:
+        trainer.state.calls[-1].metrics = metric_values(trainer.callback_metrics)
 
 
 def count(trainer: Any, batches: int = 1) -> None:

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 
 from lamincli import console
 from lamincli.callbacks.save_config import config_saver, publisher_of
-from lamincli.differences import read_rows
+from lamincli.differences import read_stages
 from lamincli.errors import first_line
 from lamincli.features import DESCRIPTIONS, FILE_NAME_OF_HISTORY, HISTORY_COLUMNS
 from lamincli.offline import is_stand_in
@@ -23,15 +23,20 @@ from lamincli.redaction import redact_text
 from lamincli.registry.download import fetch
 from lamincli.spool import Spool
 
+_PLACEHOLDER = ("hp_metric", -1)
+"""What `TensorBoardLogger` logs for a metric that is to come with the hyper-parameters."""
+
 
 class MetricsHistory(Callback):
     """Record every metric that a fit logs, and publish them as one artifact when it ends.
 
     What is recorded is what Lightning hands to the loggers, with the step that it tells them, also
-    where there is no logger. Values are exact: doubles, written so that they are read as the same.
-    A value on an accelerator stays there until the next save, so that logging waits for nothing.
+    where there is no logger; and what callbacks and models send to a logger themselves. Values are
+    exact: doubles, written so that they are read as the same. A value on an accelerator stays
+    there until the next save, so that logging waits for nothing. What a tuner tries is no training.
 
-    A run that goes on from a checkpoint goes on with its history, up to the step of that.
+    Stages that the same trainer runs after a fit are recorded too, each row with its stage. A run
+    that goes on from a checkpoint goes on with its history, up to the step of that.
 
     Runs on: every rank; records on global rank zero only.
     Durability: a file beside the config, appended to at every checkpoint; published at the end, or
@@ -39,25 +44,65 @@ class MetricsHistory(Callback):
     """
 
     def __init__(self) -> None:
-        self._rows: list[tuple[int, str, Any]] = []
+        self._rows: list[tuple[int, str, Any, str]] = []
         self._names: dict[str, str] = {}  # of metrics, as they are published
         self._file: Path | None = None
         self._is_begun = False
+        self._stage = ""
+        self._listened: list[Any] = []  # the connector of the trainer, and its loggers
+        self._is_passed_on = False  # to the loggers, by the connector
+        self._sent: dict[str, tuple[int, Any, Any]] = {}  # last, by callbacks: step, value, logger
         self._earlier: str | None = None  # what a killed attempt of this run has left
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Listen to what is logged."""
-        if stage != "fit" or not trainer.is_global_zero:
+        is_first = not self._stage
+        if not trainer.is_global_zero or (is_first and stage != "fit"):
             return
+        self._stop_listening()  # an error has ended the stage before
+        self._stage = stage
         connector: Any = trainer._logger_connector
         log = type(connector).log_metrics.__get__(connector)
 
         def log_metrics(metrics: Any, step: int | None = None) -> None:
             self._note(trainer, metrics, step)
-            log(metrics, step)
+            self._is_passed_on = True
+            try:
+                log(metrics, step)
+            finally:
+                self._is_passed_on = False
 
         connector.log_metrics = log_metrics
-        self._earlier = _left(trainer)
+        for logger in trainer.loggers:
+            self._listen(trainer, logger)
+        self._listened = [connector, *trainer.loggers]
+        if is_first:
+            self._earlier = _left(trainer)
+
+    def _listen(self, trainer: pl.Trainer, logger: Any) -> None:
+        """Note what is sent to a logger past the trainer; once if to all loggers."""
+        log = logger.log_metrics
+
+        def log_metrics(metrics: Any, step: int | None = None, **more: Any) -> Any:
+            if not self._is_passed_on:
+                step_or_now = _step_of(trainer, metrics, step)
+                new = {}
+                for name, value in metrics.items():
+                    if (name, value) == _PLACEHOLDER:
+                        continue
+                    seen = self._sent.get(name)
+                    if seen is None or seen[:2] != (step_or_now, value) or seen[2] is logger:
+                        new[name] = value
+                        self._sent[name] = (step_or_now, value, logger)
+                self._note(trainer, new, step_or_now)
+            return log(metrics, step, **more)
+
+        logger.log_metrics = log_metrics
+
+    def _stop_listening(self) -> bool:
+        heard = [vars(one).pop("log_metrics", None) for one in self._listened]
+        self._listened = []
+        return any(heard)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Go on with the history of the run, where it goes on from a checkpoint."""
@@ -66,23 +111,27 @@ class MetricsHistory(Callback):
             return
         try:
             text = self._earlier or _published()
-            before = [row for row in read_rows(text) if row[0] < step] if text else []
+            before = [
+                (*row, stage)
+                for row, stage in (read_stages(text) if text else [])
+                if stage != "fit" or row[0] < step
+            ]
         except Exception as error:  # the training is worth more than its history
             console.warn(f"the metrics history begins anew: {first_line(error)}")
             return
         self._rows[:0] = before
 
     def _note(self, trainer: pl.Trainer, metrics: Any, step: int | None) -> None:
-        if step is None:  # as in _LoggerConnector.log_metrics
-            stated = metrics.get("step")
-            step = trainer.fit_loop.epoch_loop._batches_that_stepped if stated is None else stated
+        if self not in trainer.callbacks:  # type: ignore[attr-defined]  # a tuner tries something
+            return
+        step = _step_of(trainer, metrics, step)
         for name, value in metrics.items():
             if name == "step":
                 continue
             if isinstance(value, torch.Tensor):
                 is_here = value.device.type == "cpu" and value.numel() == 1
                 value = value.item() if is_here else value.detach().clone()
-            self._rows.append((int(step), name, value))
+            self._rows.append((step, name, value, self._stage))
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -101,11 +150,10 @@ class MetricsHistory(Callback):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Publish, before the checkpoint callback waits until everything is published."""
-        if stage == "fit":
-            self._publish(trainer)
+        self._publish(trainer)
 
     def _publish(self, trainer: pl.Trainer) -> None:
-        if vars(trainer._logger_connector).pop("log_metrics", None) is None:
+        if not self._stop_listening():
             return
         self._write(trainer)
         self._hand_over(trainer, is_complete=True)
@@ -123,12 +171,12 @@ class MetricsHistory(Callback):
         writer = csv.writer(text, lineterminator="\n")
         if not self._is_begun:
             writer.writerow(HISTORY_COLUMNS)
-        for step, name, value in rows:
+        for step, name, value, stage in rows:
             if name not in self._names:
                 self._names[name] = redact_text(str(name))
             with suppress(TypeError, ValueError, RuntimeError):  # what is no number
                 number = float(value.item() if isinstance(value, torch.Tensor) else value)
-                writer.writerow([step, self._names[name], repr(number)])
+                writer.writerow([step, self._names[name], repr(number), stage])
         self._file = self._file or _place(trainer)
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -137,6 +185,13 @@ class MetricsHistory(Callback):
             self._is_begun = True
         except OSError as error:  # the training is worth more than its history
             console.warn(f"the metrics history cannot be written: {first_line(error)}")
+
+
+def _step_of(trainer: pl.Trainer, metrics: Any, step: int | None) -> int:
+    """Return the step that Lightning would tell a logger, as in `_LoggerConnector.log_metrics`."""
+    if step is None:
+        step = metrics.get("step")
+    return int(trainer.fit_loop.epoch_loop._batches_that_stepped if step is None else step)
 
 
 def _left(trainer: pl.Trainer) -> str | None:

@@ -24,7 +24,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import get_worker_info
 
 from lamincli import console
-from lamincli.callbacks.calls import count
+from lamincli.callbacks.calls import count, note_metrics
 from lamincli.publisher import skip_waiting
 
 _DEFAULTS: dict[str, Any] = {
@@ -45,7 +45,7 @@ class StopOnSignal(pl.Callback):
     once a second all learn at the same batch whether one of them has got a signal; a rank that
     left the loop alone would hang the others.
 
-    It also counts the batches, for it is called at the end of each of them anyway.
+    It also counts the batches and notes the metrics, for it is called at the end of them anyway.
 
     Runs on: every rank.
     """
@@ -210,6 +210,7 @@ class StopOnSignal(pl.Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Forget the trainer: from here on a signal ends the job at once."""
         self._trainer = None
+        note_metrics(trainer)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
         """Let all ranks learn of a signal at the same batch."""

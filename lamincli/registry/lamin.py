@@ -136,9 +136,10 @@ class LaminRegistry:
         """Record how the run ended, and when; see `Registry.close_run`."""
         run = ln.Run.objects.get(uid=job.run)  # anew: an attempt may have been noted since
         metrics = job.notes.get("metrics") or {}
-        runs.add_metrics(run, metrics)
+        runs.add_metrics(run, metrics, job.notes.get("best") or {})
         ended, reason = datetime.fromisoformat(job.at), str(job.notes.get("reason") or "")
-        runs.set_ending(run, job.status, ended, reason, str(job.notes.get("attempt") or ""))
+        attempt, trains = str(job.notes.get("attempt") or ""), job.notes.get("trains", True)
+        runs.set_ending(run, job.status, ended, reason, attempt, trains)
         runs.add_metric_features(run, metrics)
         if (evaluated := job.notes.get("evaluated")) and (artifact := runs.find(evaluated)):
             runs.annotate_evaluated(artifact, metrics, run)

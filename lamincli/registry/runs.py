@@ -578,11 +578,13 @@ def find(known: Mapping[str, Any]) -> Any | None:
     return ln.Artifact.filter(hash=digest, kind="model").first() if digest else None
 
 
-def add_metrics(run: Any, metrics: dict[str, Any]) -> None:
-    """Add last values of metrics to those that a run has, without saving it."""
-    if metrics:
-        extra = dict(run.extra_data or {})
-        run.extra_data = {**extra, "metrics": {**extra.get("metrics", {}), **metrics}}
+def add_metrics(run: Any, metrics: Mapping[str, Any], best: Mapping[str, Any]) -> None:
+    """Add last and best values of metrics to those that a run has, without saving it."""
+    extra = dict(run.extra_data or {})
+    for name, values_ in (("metrics", metrics), ("best_metrics", best)):
+        if values_:
+            extra[name] = {**extra.get(name, {}), **values_}
+    run.extra_data = extra or run.extra_data
 
 
 def add_metric_features(run: Any, metrics: Mapping[str, float]) -> None:
@@ -606,7 +608,12 @@ def annotate_evaluated(artifact: Any, metrics: Mapping[str, float], run: Any) ->
 
 
 def set_ending(
-    run: Any, status: str, finished_at: datetime, reason: str = "", attempt: str = ""
+    run: Any,
+    status: str,
+    finished_at: datetime,
+    reason: str = "",
+    attempt: str = "",
+    trains: bool = True,
 ) -> None:
     """Record how, why and when a run, and one of its attempts, has ended.
 
@@ -619,7 +626,10 @@ def set_ending(
         reason: Why, in a line without secrets.
         attempt: When the attempt began that has ended; the last one by default. If another has
             begun since, the run goes on, or has ended as that one says.
+        trains: Whether it has trained, or was to.
     """
+    if not trains:
+        run.extra_data[EXTRA_DATA_KEY]["trains"] = False
     describe_ending(run, status, finished_at, reason, attempt)
     run.save()
     arrays.settle(run)
