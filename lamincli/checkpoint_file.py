@@ -103,6 +103,13 @@ def read(path: Path) -> dict[str, Any] | None:
     return dict(content)
 
 
+def epochs(content: Mapping[str, Any]) -> int:
+    """Return how many epochs Lightning takes a checkpoint to have behind it."""
+    loop = (content.get("loops") or {}).get("fit_loop") or {}
+    progress = (loop.get("epoch_progress") or {}).get("current") or {}
+    return int(progress.get("processed", content.get("epoch", 0)))
+
+
 def saved_by(content: Mapping[str, Any]) -> tuple[str | None, int]:
     """Return the run that has saved a checkpoint, and the number of the save; see `order`.
 

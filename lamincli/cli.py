@@ -81,6 +81,7 @@ from lamincli.publisher import is_draining
 from lamincli.ranks import Failure, Ranks, leave_group_at_exit, why_not_listening
 from lamincli.redaction import REDACTED, redacted_keys
 from lamincli.references import (
+    LATEST,
     References,
     is_here,
     is_reference,
@@ -301,7 +302,7 @@ class LaminLightningCLI(LightningCLI):
                         ending, reason=f"nothing was left to train: {why}"
                     )
             self._stop.closing_since_s = time.monotonic()
-            self._tracked.trains = self._has_trained()
+            self._tracked.ended = self._known_in_the_end()
             if LaminLightningCLI._open is self:
                 LaminLightningCLI._open = None
             if status in ("aborted", "scheduled") and self._stop.signum is not None:
@@ -330,13 +331,19 @@ class LaminLightningCLI(LightningCLI):
         happened = Happened(self.subcommand, calls, error, signum, self._why_no_work())
         return endings.ending(happened)
 
-    def _has_trained(self) -> bool:
-        """Tell whether this was a training, or was to be one, now that it has ended."""
+    def _known_in_the_end(self) -> dict[str, Any]:
+        """Return what the record is to hold that is known only now.
+
+        ``trains`` if this was no training after all, else how far one has come.
+        """
         trainer = self._made_trainer
-        if self._trains is not None or trainer is None:
-            return self._trains is not False
-        calls = calls_of(trainer)
-        return calls is None or "fit" in [call.stage for call in calls]
+        calls = None if trainer is None else calls_of(trainer)
+        if trainer is None or calls is None or self._are_ranks_spawned():
+            return {}
+        if "fit" in [call.stage for call in calls]:
+            reached = {"epochs": trainer.current_epoch, "steps": trainer.global_step}
+            return {"reached": reached}
+        return {"trains": False} if self._trains is None else {}
 
     def _begin(self) -> None:
         """Begin the run on rank zero, unless nothing is to be recorded."""
@@ -1047,6 +1054,10 @@ class LaminLightningCLI(LightningCLI):
             raise UsageError(self._asked_later)
         if told is None:
             return
+        if told["enough"]:
+            if self._ranks.is_zero:
+                console.say(told["enough"])
+            raise SystemExit(0)
         if not self._ranks.is_zero:
             self._resumption = Resumption.heard(told, partial(self._fetch, told["instance"]))
         found = self._resumption
@@ -1067,9 +1078,11 @@ class LaminLightningCLI(LightningCLI):
         found = self._look_for_run(word, self._lamin_options().instance)
         if found is None:
             return None
-        if word == AUTO:
-            found.check_model(class_path_of(self._chosen_model()))
-        return {"instance": self._lamindb.slug, **found.told()}
+        if word in (AUTO, LATEST):  # which the user has not named
+            found.check_model(class_path_of(self._chosen_model()), word)
+        limits = {name: self._trainer_option(f"max_{name}") for name in ("epochs", "steps")}
+        enough = found.why_enough(limits)
+        return {"instance": self._lamindb.slug, "enough": enough, **found.told()}
 
     def _fetch(self, instance: str, reference: str) -> str:
         """Return the local path for a reference, which this rank asks for itself."""
@@ -1344,6 +1357,11 @@ class LaminLightningCLI(LightningCLI):
             mistakes += filter(None, [slurm.why_not_without_srun()])
         path = str(self._get(self.config, "ckpt_path") or "")
         is_word = path in ("", "best", "last", "hpc") or path.startswith("registry")
+        if path == "best" and self.subcommand in _EVALUATIONS:
+            mistakes.append(
+                "--ckpt_path best: that is of a fit in the same process, and this is "
+                f"{self.subcommand}. For the latest training: --ckpt_path lamin:run/latest/best"
+            )
         if not is_word and (why := self._why_no_checkpoint(path)):
             mistakes.append(f"--ckpt_path {path}: {why}")
         if mistakes:
@@ -1700,8 +1718,9 @@ class LaminLightningCLI(LightningCLI):
             return
         if not completed:
             program, run = _program(), self._tracked.uid
-            is_script = program[-1].endswith(".py")
-            words = ["fit", f"--lamin.resume={run}"] if is_script else ["resume", run]
+            is_ours = program in (["lamin-train"], ["python", "-m", "lamincli"])
+            stage = str(self.subcommand)  # a program of the project's has no `resume`
+            words = ["resume", run] if is_ours else [stage, f"--lamin.resume={run}"]
             there = [f"--lamin.instance={self._tracked.slug}"] if elsewhere else []
             there += ["--lamin.offline"] if self.is_offline else []
             ending.commands["continue it"] = [*program, *words, *there]

@@ -45,6 +45,8 @@ def is_same(a: Any, b: Any) -> bool:
         return type(a) is type(b) and _is_same_tensor(a, b)
     if isinstance(a, float) and isinstance(b, float) and math.isnan(a) and math.isnan(b):
         return True
+    if {type(a), type(b)} == {int, float}:  # 1 in a config, and 1.0 where it was parsed
+        return bool(a == b)
     return type(a) is type(b) and bool(a == b)
 
 

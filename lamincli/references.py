@@ -35,6 +35,7 @@ SCHEME = "lamin:"
 LATEST = "latest"
 _started_in: ContextVar[str] = ContextVar("_started_in", default="")
 _END_BYTES = 1 << 20
+TRASH = -1
 _RECORDS = ("config", "hparams", "history", "metrics", "report")
 _FORMS = (
     "lamin:artifact/<uid>, lamin:artifact/key/<key>, or lamin:run/<run>/ followed by "
@@ -365,7 +366,8 @@ def find_run(word: str, runs: Any, slug: str, text: str = "") -> Any:
     text = text or word
     if word == LATEST:
         record = f"extra_data__{EXTRA_DATA_KEY}"
-        trainings = runs.filter(extra_data__has_key=EXTRA_DATA_KEY).exclude(
+        trainings = runs.exclude(branch_id=TRASH).filter(extra_data__has_key=EXTRA_DATA_KEY)
+        trainings = trainings.exclude(
             **{f"{record}__stage__in": ["validate", "test", "predict", "array"]}
         )
         for word in ("trains", "reproduces"):  # the first stands only where it is false

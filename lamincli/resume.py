@@ -32,7 +32,7 @@ from lamincli.memory import KnownJob, forget_job, recall_job
 from lamincli.offline import beginning_in, is_stand_in, spools_of, spools_of_runs, stand_in
 from lamincli.process import ProcessIdentity, fit_number, is_restarted, job_id
 from lamincli.redaction import redact_argv
-from lamincli.references import LATEST, References, find_run, is_here, known_file
+from lamincli.references import LATEST, TRASH, References, find_run, is_here, known_file
 from lamincli.spool import Job, Spool
 from lamincli.spool.disk import read_text
 from lamincli.spool.seal import is_ours, sealed
@@ -54,6 +54,7 @@ class Resumption:
         prefixes: Key prefixes of its artifacts, by the callback that saved them.
         artifact: Uid of the checkpoint's artifact, if it has one.
         attempts: How many attempts of the run there were.
+        epochs: Epochs that the checkpoint has behind it.
     """
 
     run: Any
@@ -62,6 +63,7 @@ class Resumption:
     prefixes: dict[str, str] = field(default_factory=dict)
     artifact: str | None = None
     attempts: int = 1
+    epochs: int = 0
 
     def told(self) -> dict[str, Any]:
         """Return what another rank needs to know, as JSON."""
@@ -93,11 +95,42 @@ class Resumption:
             )
         return found
 
-    def check_model(self, kind: str) -> None:
+    def why_enough(self, limits: Mapping[str, int | None]) -> str:
+        """Say why nothing is left to train of a run that is complete; nothing if something is.
+
+        Its last checkpoint may be of an earlier epoch, from which it would train the same again.
+
+        Args:
+            limits: Of ``epochs`` and ``steps``; `None` or -1 where there is none.
+
+        Raises:
+            UsageError: It shall be shorter than it is.
+        """
+        from lamincli.features import EXTRA_DATA_KEY
+
+        is_complete = self.run.status == "completed"
+        has = {"epochs": self.epochs, "steps": self.step}
+        reached = self.run.extra_data[EXTRA_DATA_KEY].get("reached") if is_complete else None
+        for what, number in (reached or has).items():
+            limit = limits[what]
+            if limit is None or limit < 0 or number < limit or number == 0:
+                continue
+            longer = f"To train longer, give --trainer.max_{what} more than {number}."
+            if number > limit:
+                raise UsageError(
+                    f"Run {self.run.uid} has trained {number} {what} already, and "
+                    f"trainer.max_{what} is {limit}. {longer}"
+                )
+            if reached and has[what] < number - (what == "epochs"):
+                return f"run {self.run.uid} is complete: it has trained {number} {what}. {longer}"
+        return ""
+
+    def check_model(self, kind: str, word: str) -> None:
         """Refuse to go on with another model than that of the run.
 
         Args:
             kind: Class path of the model that the command trains.
+            word: ``auto`` or ``latest``, by which the run was found.
 
         Raises:
             UsageError: It is another one.
@@ -105,6 +138,11 @@ class Resumption:
         from lamincli.features import EXTRA_DATA_KEY
 
         before = self.run.extra_data[EXTRA_DATA_KEY].get("model", kind)
+        if before != kind and word == LATEST:
+            raise UsageError(
+                f"--lamin.resume latest: run {self.run.uid} trains {before}, and this command "
+                f"{kind}. Name the run that is meant by its uid."
+            )
         if before != kind:
             raise UsageError(
                 f"Run {self.run.uid} of this job trains {before}, and this command {kind}. "
@@ -304,6 +342,7 @@ def _with_checkpoint(run: Any, is_auto: bool, known: KnownJob | None = None) -> 
             holds_weights = True
         else:
             found.checkpoint, found.step = path, checkpoint.step
+            found.epochs = checkpoint_file.epochs(content)
             found.artifact = checkpoint.artifact and str(checkpoint.artifact.uid)
             return found
     if holds_weights:
@@ -416,6 +455,11 @@ def _check(run: Any) -> None:
     record = (run.extra_data or {}).get(EXTRA_DATA_KEY)
     if record is None:
         raise UsageError(f"Run {run.uid} was not made by lamin-train, so it cannot go on.")
+    if getattr(run, "branch_id", None) == TRASH:
+        raise UsageError(
+            f"Run {run.uid} is in the trash. Restore it first: python -c "
+            f"'import lamindb as ln; ln.Run.get(\"{run.uid}\").restore()'"
+        )
     if not _is_training(record):
         what = f"a {record['stage']}" if record.get("stage") else "no training"
         raise UsageError(f"Run {run.uid} is {what}; only a training can go on.")

@@ -111,7 +111,7 @@ class TrackedRun:
         is_attempt: Whether that is one that goes on.
         is_task: Whether the array that this job is a task of counts on it.
         attempt: When this attempt began, by which the list of attempts knows it.
-        trains: Whether this has trained, or was to; known when it ends.
+        ended: What its record is to hold that is known only when it ends.
     """
 
     record: Any
@@ -130,7 +130,7 @@ class TrackedRun:
     attempt: str = ""
     used: Any = None
     earlier_log: str = ""
-    trains: bool = True
+    ended: dict[str, Any] = field(default_factory=dict)
     _evaluated: dict[str, Any] = field(default_factory=dict, init=False)
     _owed: set[str] = field(default_factory=set, init=False)
     _is_finished: bool = field(default=False, init=False)
@@ -267,7 +267,7 @@ class TrackedRun:
         if self.spooled is not None:
             self._owed.add(END_OF_RUN)
         else:
-            end = partial(runs.set_ending, self.record, status, ended, reason, trains=self.trains)
+            end = partial(runs.set_ending, self.record, status, ended, reason, notes=self.ended)
             self._record(end, END_OF_RUN, f"run {self.uid} will be closed by lamin-train sync")
         if farewell is not None:
             self._try("told about", farewell)
@@ -402,7 +402,7 @@ class TrackedRun:
             "best": self._best,
             "evaluated": self._evaluated,
         }
-        notes |= {"reason": reason, "attempt": self.attempt, "trains": self.trains}
+        notes |= {"reason": reason, "attempt": self.attempt, "record": self.ended}
         job = replace(job, at=ended.isoformat(), status=status, notes=notes)
         _leave(self._spool_folder, job, self._log_file())
 

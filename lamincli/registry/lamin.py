@@ -138,8 +138,8 @@ class LaminRegistry:
         metrics = job.notes.get("metrics") or {}
         runs.add_metrics(run, metrics, job.notes.get("best") or {})
         ended, reason = datetime.fromisoformat(job.at), str(job.notes.get("reason") or "")
-        attempt, trains = str(job.notes.get("attempt") or ""), job.notes.get("trains", True)
-        runs.set_ending(run, job.status, ended, reason, attempt, trains)
+        attempt = str(job.notes.get("attempt") or "")
+        runs.set_ending(run, job.status, ended, reason, attempt, job.notes.get("record"))
         runs.add_metric_features(run, metrics)
         if (evaluated := job.notes.get("evaluated")) and (artifact := runs.find(evaluated)):
             runs.annotate_evaluated(artifact, metrics, run)

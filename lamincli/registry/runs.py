@@ -613,7 +613,7 @@ def set_ending(
     finished_at: datetime,
     reason: str = "",
     attempt: str = "",
-    trains: bool = True,
+    notes: Mapping[str, Any] | None = None,
 ) -> None:
     """Record how, why and when a run, and one of its attempts, has ended.
 
@@ -626,10 +626,11 @@ def set_ending(
         reason: Why, in a line without secrets.
         attempt: When the attempt began that has ended; the last one by default. If another has
             begun since, the run goes on, or has ended as that one says.
-        trains: Whether it has trained, or was to.
+        notes: What else of it is known now, for its record.
     """
-    if not trains:
-        run.extra_data[EXTRA_DATA_KEY]["trains"] = False
+    if notes:
+        mine = {**(run.extra_data or {}).get(EXTRA_DATA_KEY, {}), **notes}
+        run.extra_data = {**(run.extra_data or {}), EXTRA_DATA_KEY: mine}
     describe_ending(run, status, finished_at, reason, attempt)
     run.save()
     arrays.settle(run)
