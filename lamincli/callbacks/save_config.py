@@ -17,6 +17,7 @@ from lamincli import originals
 from lamincli.callbacks.checkpoint import Checkpoint, spool_root
 from lamincli.folders import Scratch
 from lamincli.memory import KnownJob, remember_job
+from lamincli.plain_config import plain_config
 from lamincli.process import job_id
 from lamincli.redaction import redact_argv
 from lamincli.tracking import adopt_from_parent
@@ -24,6 +25,8 @@ from lamincli.tracking import adopt_from_parent
 
 class SaveConfigCallback(ll.SaveConfigCallback):
     """Save the resolved config beside the checkpoints and publish it as an input of the run.
+
+    Beside ``config.yaml`` lies ``config.lightning.yaml``, which the plain `LightningCLI` reads.
 
     It never refuses to start because a file exists, and never overwrites one: where the place is
     taken, and where there is no logger, the file goes to a folder of its own run. The artifact key
@@ -98,7 +101,10 @@ class SaveConfigCallback(ll.SaveConfigCallback):
     def _texts(self) -> dict[str, str]:
         """Return the text of each file, that of the config itself first."""
         if not self.multifile:
-            return {self.config_filename: self.parser.dump(self.config, skip_unset=False)}
+            text = self.parser.dump(self.config, skip_unset=False)
+            name = Path(self.config_filename)
+            plain = {f"{name.stem}.lightning{name.suffix}": plain_config(text)}
+            return {self.config_filename: text, **{k: v for k, v in plain.items() if v}}
         with Scratch("config") as folder:
             path = folder / self.config_filename
             self.parser.save(self.config, path, skip_unset=False)
