@@ -318,8 +318,8 @@ def _as_numpy(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
 
 
 def _of_array(array: np.ndarray[Any, Any]) -> Any:
-    if array.dtype.kind == "U" and array.ndim < 2:
-        return pa.array(array.tolist()) if array.ndim else pa.scalar(str(array))
+    if _holds_texts(array) and array.ndim < 2:
+        return pa.array(array.tolist(), pa.string()) if array.ndim else pa.scalar(array.item())
     if array.dtype.kind not in "biuf":
         raise TypeError(f"it is an array of {array.dtype}")
     if array.ndim == 0:
@@ -333,6 +333,14 @@ def _of_array(array: np.ndarray[Any, Any]) -> Any:
     for length in reversed(array.shape[1:]):
         column = pa.FixedSizeListArray.from_arrays(column, length)
     return column
+
+
+def _holds_texts(array: np.ndarray[Any, Any]) -> bool:
+    """Tell whether an array holds texts, also as Python strings, as the names in AnnData are."""
+    is_of_objects = array.dtype.kind == "O"
+    return array.dtype.kind == "U" or (
+        is_of_objects and all(isinstance(one, (str, type(None))) for one in array.flat)
+    )
 
 
 def restore(structure: Any, batch: pa.RecordBatch) -> Any:
@@ -354,6 +362,7 @@ def restore(structure: Any, batch: pa.RecordBatch) -> Any:
         column = column.flatten()
     if pa.types.is_list(column.type) or pa.types.is_string(column.type):
         array = np.array(column.to_pylist())
+        array = array if shape else array.reshape(())
     else:
         array = column.to_numpy(zero_copy_only=False).reshape(shape)
     if structure["was"] == "array":

@@ -38,7 +38,7 @@ class SaveConfigCallback(ll.SaveConfigCallback):
         config_filename: File name of the local copy.
         overwrite: Write over an existing local file.
         multifile: Keep the structure of several config files.
-        save_to_log_dir: Write the local copy; without it, only `save_config` is called.
+        save_to_log_dir: Write the local copy. It is published without one too.
 
     Runs on: every rank; files and database on global rank zero only.
     """
@@ -75,11 +75,23 @@ class SaveConfigCallback(ll.SaveConfigCallback):
             adopt_from_parent()
             if self.save_to_log_dir:
                 self.local_path = self._write(trainer)
-                _learn_features(trainer, pl_module)
-                if not self.is_of_resumption:
-                    self._save_config(trainer, self.local_path)
+            if not self.is_of_resumption:
+                self.publish(trainer, pl_module)
             self.save_config(trainer, pl_module, stage)
         self.already_saved = trainer.strategy.broadcast(True)
+
+    def publish(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Publish the config, once, whether or not there is a file of it."""
+        if self.key is not None or not trainer.is_global_zero:
+            return
+        _learn_features(trainer, pl_module)
+        if self.local_path is not None:
+            self._save_config(trainer, self.local_path)
+            return
+        with Scratch("config") as folder:
+            path = folder / self.config_filename
+            path.write_text(self.parser.dump(self.config, skip_unset=False), encoding="utf-8")
+            self._save_config(trainer, path)
 
     def _write(self, trainer: pl.Trainer) -> Path:
         """Write the config; the files that hold what is not published, for this user alone."""
@@ -168,8 +180,8 @@ class Beginning(pl.Callback):
         """Publish the config, now that the checkpoint is loaded."""
         self.has_begun = True
         saver = config_saver(trainer)
-        if saver is not None and saver.is_of_resumption and saver.local_path is not None:
-            saver._save_config(trainer, saver.local_path)
+        if saver is not None and saver.is_of_resumption:
+            saver.publish(trainer, pl_module)
         job = job_id()
         if job is not None and trainer.is_global_zero:
             callbacks = [one for one in trainer.checkpoint_callbacks if isinstance(one, Checkpoint)]
@@ -208,6 +220,19 @@ def combined_with_ours(kind: type[Any] | None) -> type[Any]:
     """
     if kind is None or issubclass(SaveConfigCallback, kind):
         return SaveConfigCallback
-    if issubclass(kind, SaveConfigCallback):
+    if not issubclass(kind, SaveConfigCallback):
+        names = {"__module__": kind.__module__}
+        kind = type(kind.__name__, (kind, SaveConfigCallback), names)
+    if kind.setup is SaveConfigCallback.setup:
         return kind
-    return type(kind.__name__, (kind, SaveConfigCallback), {"__module__": kind.__module__})
+
+    def setup(
+        self: Any, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str, of: Any = kind
+    ) -> None:
+        """Do what the user's class does, and publish: that does not hang on its `super()`."""
+        of.setup(self, trainer, pl_module, stage)
+        if trainer.is_global_zero and not self.is_of_resumption:
+            adopt_from_parent()
+            self.publish(trainer, pl_module)
+
+    return type(kind.__name__, (kind,), {"__module__": kind.__module__, "setup": setup})

@@ -198,6 +198,7 @@ def test_what_cannot_be_pickled(train, capsys, project):
         torch.arange(6).reshape(2, 3), torch.zeros(2, 0), torch.zeros(2, 3, 0), np.zeros((2, 3)),
         (torch.ones(2), {"a": ["x", "y"]}), {"a": torch.tensor(1.5), "b": torch.ones(2)},
         torch.tensor([True, False]), np.array(["a", "b"]), {"n": 3, "x": [1.5, 2.0]},
+        np.array(["a", "longer"], dtype=object), {"id": np.array([None, "b"], dtype=object)},
     ],
 )  # fmt: skip
 def test_restored_as_it_was(value):
@@ -222,7 +223,15 @@ def test_restored_as_it_was(value):
 
 
 @pytest.mark.parametrize(
-    "value", [{}, {1: torch.ones(2)}, {"a.b": [1], "a": {"b": [1]}}, torch.ones(2) * 1j]
+    "value",
+    [
+        {},
+        {1: torch.ones(2)},
+        {"a.b": [1], "a": {"b": [1]}},
+        torch.ones(2) * 1j,
+        np.array([1, "a"], dtype=object),
+        np.array([["a"], ["b"]], dtype=object),
+    ],
 )
 def test_unsuitable(value):
     with pytest.raises(UnsuitableError):
