@@ -45,6 +45,7 @@ from lamincli.callbacks.calls import calls_of, metrics_of, watch
 from lamincli.callbacks.hparams import WritesReferences
 from lamincli.callbacks.stop import StopOnSignal
 from lamincli.connection import Connection
+from lamincli.early import import_modules, imports, parser_mode, use_mode
 from lamincli.endings import Ending, Happened, Status, exit_code
 from lamincli.errors import InstanceError, LaminTrainError, UsageError, first_line
 from lamincli.features import DESCRIPTIONS, metric_values
@@ -903,6 +904,8 @@ class LaminLightningCLI(LightningCLI):
                 super().parse_arguments(parser, args)
                 return
             local = self._with_configs(words)
+            import_modules(imports(local))
+            use_mode([parser, *self._subcommand_parsers_made()], parser_mode(local))
             if any(word.startswith("--print_config") for word in local):
                 with console.last_write_alone():
                     self.config = parser.parse_args(local)  # and nothing is made of it
@@ -1410,7 +1413,7 @@ class LaminLightningCLI(LightningCLI):
 
     def _given_of_all(self) -> Any:
         """Return the same for all stages; nothing if it cannot be parsed."""
-        parsers = [self.parser, *getattr(self, "_subcommand_parsers", {}).values()]
+        parsers = [self.parser, *self._subcommand_parsers_made()]
         exits = [parser.exit_on_error for parser in parsers]
         for parser in parsers:
             parser.exit_on_error = False
@@ -1426,6 +1429,9 @@ class LaminLightningCLI(LightningCLI):
         finally:
             for parser, exit_on_error in zip(parsers, exits, strict=True):
                 parser.exit_on_error = exit_on_error
+
+    def _subcommand_parsers_made(self) -> list[Any]:
+        return list(getattr(self, "_subcommand_parsers", {}).values())
 
     def _config_as_dict(self) -> dict[str, Any]:
         config = self._get_config()

@@ -57,6 +57,9 @@ class LaminOptions:
             of them; else a list of batches, in .pt.
         then: Stage to run after a completed fit, on the best checkpoint, in the same job and as a
             run of its own. Other stages take no notice of it in a config file.
+        imports: Modules to import first, so that their classes can be named without the module:
+            `--lamin.imports my_project.models`, or a list.
+        parser_mode: How configs are read: `omegaconf` fills in `${...}`. Needs that package.
     """
 
     features: FeatureOptions = field(default_factory=FeatureOptions)
@@ -75,6 +78,8 @@ class LaminOptions:
     patience_s: float = 60.0
     predictions: bool | str = True
     then: Literal["validate", "test", "predict"] | None = None
+    imports: str | list[str] | None = None
+    parser_mode: Literal["yaml", "omegaconf"] | None = None
 
 
 @dataclass
