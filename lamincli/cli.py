@@ -1085,6 +1085,8 @@ class LaminLightningCLI(LightningCLI):
             found.check_model(class_path_of(self._chosen_model()), word)
         limits = {name: self._trainer_option(f"max_{name}") for name in ("epochs", "steps")}
         enough = found.why_enough(limits)
+        if word == AUTO:  # a job that is started again may have been stopped in what follows
+            enough = ""
         return {"instance": self._lamindb.slug, "enough": enough, **found.told()}
 
     def _fetch(self, instance: str, reference: str) -> str:

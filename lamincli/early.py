@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import yaml
@@ -68,7 +69,9 @@ def _values(name: str, words: Sequence[str]) -> list[Any]:
         groups = [one.get("lamin") for one in sections if isinstance(one, Mapping)]
         found += [one[name] for one in groups if isinstance(one, Mapping) and one.get(name)]
     typed = options_in(words, f"--lamin.{name}", f"--lamin.{name}+")
-    return found + [value for word in typed if (value := yaml.safe_load(word))]
+    with suppress(yaml.YAMLError):  # the parser refuses it
+        found += [value for word in typed if (value := yaml.safe_load(word))]
+    return found
 
 
 def _read(file: str) -> Mapping[str, Any]:

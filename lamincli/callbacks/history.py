@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,6 @@ from lamincli.offline import is_stand_in
 from lamincli.redaction import redact_text
 from lamincli.registry.download import fetch
 from lamincli.spool import Spool
-
-_PLACEHOLDER = ("hp_metric", -1)
-"""What `TensorBoardLogger` logs for a metric that is to come with the hyper-parameters."""
 
 
 class MetricsHistory(Callback):
@@ -83,21 +81,27 @@ class MetricsHistory(Callback):
         """Note what is sent to a logger past the trainer; once if to all loggers."""
         log = logger.log_metrics
 
-        def log_metrics(metrics: Any, step: int | None = None, **more: Any) -> Any:
-            if not self._is_passed_on:
-                step_or_now = _step_of(trainer, metrics, step)
-                new = {}
-                for name, value in metrics.items():
-                    if (name, value) == _PLACEHOLDER:
-                        continue
-                    seen = self._sent.get(name)
-                    if seen is None or seen[:2] != (step_or_now, value) or seen[2] is logger:
-                        new[name] = value
-                        self._sent[name] = (step_or_now, value, logger)
-                self._note(trainer, new, step_or_now)
-            return log(metrics, step, **more)
+        def log_metrics(*args: Any, **kwargs: Any) -> Any:
+            named = dict(zip(("metrics", "step"), args, strict=False)) | kwargs
+            if not self._is_passed_on and isinstance(named.get("metrics"), Mapping):
+                self._note_sent(trainer, logger, named["metrics"], named.get("step"))
+            return log(*args, **kwargs)
 
         logger.log_metrics = log_metrics
+
+    def _note_sent(
+        self, trainer: pl.Trainer, logger: Any, metrics: Mapping[str, Any], step: int | None
+    ) -> None:
+        step, new = _step_of(trainer, metrics, step), {}
+        for name, value in metrics.items():
+            if name == "hp_metric" and _is_equal(value, -1):  # what `TensorBoardLogger` begins with
+                continue
+            seen = self._sent.get(name)
+            is_again = seen is not None and seen[0] == step and _is_equal(seen[1], value)
+            if seen is None or not is_again or seen[2] is logger:
+                new[name] = value
+                self._sent[name] = (step, value, logger)
+        self._note(trainer, new, step)
 
     def _stop_listening(self) -> bool:
         heard = [vars(one).pop("log_metrics", None) for one in self._listened]
@@ -185,6 +189,11 @@ class MetricsHistory(Callback):
             self._is_begun = True
         except OSError as error:  # the training is worth more than its history
             console.warn(f"the metrics history cannot be written: {first_line(error)}")
+
+
+def _is_equal(a: Any, b: Any) -> bool:
+    """Tell whether two values are known to be the same, of which none is read from a device."""
+    return a is b or (isinstance(a, (int, float)) and isinstance(b, (int, float)) and a == b)
 
 
 def _step_of(trainer: pl.Trainer, metrics: Any, step: int | None) -> int:

@@ -4,7 +4,9 @@ import csv
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from lightning.pytorch import Trainer
 from tests_models import TinyModel
 
@@ -144,8 +146,6 @@ class Sends(TinyModel):
 
 class Adam(TinyModel):
     def configure_optimizers(self) -> Any:
-        import torch
-
         optimizer = torch.optim.Adam(self.parameters(), lr=0.5)
         return [optimizer], [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)]
 
@@ -171,6 +171,37 @@ def test_value_sent_to_two_loggers_is_one_row(train, last_run):
     assert rows.count(("4", "sent_to_all", 0.1 + 0.2)) == 1
     assert rows.count(("7", "sent_to_last", 2.0)) == 2
     assert all("log_metrics" not in vars(logger) for logger in cli.trainer.loggers)
+
+
+class SendsAll(TinyModel):
+    """Sends to its logger what is no number too."""
+
+    def on_train_epoch_end(self) -> None:
+        for value in ("text", torch.ones(3), np.ones(2), None, torch.tensor(2.5)):
+            for _ in range(2):
+                self.logger.log_metrics(metrics={"odd": value}, step=1)
+
+
+def test_what_is_no_number_ends_nothing(train, last_run):
+    from lightning.pytorch.loggers.logger import Logger
+
+    class Own(Logger):
+        name, version = "own", 0
+
+        def log_metrics(self, *, step, metrics):
+            seen.append(metrics)
+
+        def log_hyperparams(self, *args, **kwargs):
+            pass
+
+    class CLI(LaminLightningCLI):
+        def before_fit(self):
+            self.trainer.loggers = [Own()]
+
+    seen: list[Any] = []
+    train("fit", cli=CLI, model_class=SendsAll)
+    assert len([one for one in seen if "odd" in one]) == 10
+    assert [row["value"] for row in rows_of(last_run()) if row["name"] == "odd"] == ["2.5"] * 2
 
 
 class Tunable(TinyModel):
