@@ -1179,7 +1179,7 @@ class LaminLightningCLI(LightningCLI):
             return
         given = self._given().get("model")
         hparams = self._without_placeholders(hparams, given, typed or path)
-        model = self._model_with(hparams)
+        model = self._model_with(hparams, given, typed or path)
         try:
             self.config = self.parser.parse_object({self.subcommand: {"model": model}}, self.config)
         except SystemExit:
@@ -1215,17 +1215,32 @@ class LaminLightningCLI(LightningCLI):
             raise UsageError.of(missing)
         return {name: value for name, value in hparams.items() if name not in names}
 
-    def _model_with(self, hparams: dict[str, Any]) -> dict[str, Any]:
+    def _model_with(self, hparams: dict[str, Any], given: Any, of: str) -> dict[str, Any]:
         """Return the config of the model with hyper-parameters of a checkpoint.
 
-        A script that names its class keeps none in its checkpoints, and takes none.
+        A script that names its class keeps none in its checkpoints, and takes none. A class that
+        the user names wins over that of the checkpoint, which may have moved.
+
+        Raises:
+            UsageError: The class of the checkpoint is not here, and none is given.
         """
         class_path = hparams.pop("_class_path", None)
         if not self.subclass_mode_model:
             return dict(hparams)
-        if class_path is not None:
-            return {"class_path": class_path, "dict_kwargs": dict(hparams)}
         kind = self._chosen_model()
+        chosen = given.get("class_path") if isinstance(given, Namespace) else given
+        if class_path is not None:
+            saved = _imported(class_path)
+            if chosen is None and saved is None:
+                raise UsageError(
+                    f"--ckpt_path {of}: it was saved by {class_path}, which is not here. If that "
+                    "has moved, name the class that it has become: --model CLASS_PATH"
+                )
+            if chosen is None or saved is kind:
+                return {"class_path": class_path, "dict_kwargs": dict(hparams)}
+            if self._ranks.is_zero:
+                name = class_path_of(kind)
+                console.say(f"the model is {name}, as given; the checkpoint has {class_path}")
         taken = {name: value for name, value in hparams.items() if _takes(kind, name)}
         if rest := sorted(set(hparams) - set(taken)):
             console.say(f"{', '.join(rest)}: in the checkpoint, and no argument of the model")
@@ -1769,6 +1784,14 @@ def _is_of_lightning(error: BaseException) -> bool:
     last = list(traceback.walk_tb(error.__traceback__))[-1:]
     names = [str(frame.f_globals.get("__name__")) for frame, _ in last]
     return isinstance(error, (TypeError, ValueError)) and names[0].startswith("lightning.")
+
+
+def _imported(class_path: str) -> Any:
+    """Return what a class path names; `None` if it is not here."""
+    try:
+        return import_class(class_path)
+    except (ImportError, AttributeError, ValueError):
+        return None
 
 
 def _takes(kind: Any, argument: str) -> bool:
