@@ -351,7 +351,7 @@ def test_earlier_checkpoint_is_taken_where_the_newest_is_gone(train, last_run, l
     second = models(run)["epoch=1-step=8.ckpt"]
     Path(second.path).unlink()
     shutil.rmtree("lightning_logs")
-    train("fit", f"--lamin.resume={run.uid}", "--trainer.max_epochs=3")
+    train("fit", f"--lamin.resume={run.uid}", "--trainer.max_epochs=4")
     assert "Looking for an earlier checkpoint" in capsys.readouterr().err
     run.refresh_from_db()
     assert run.extra_data["lamin_train"]["attempts"][-1]["checkpoint"]["step"] == 4
