@@ -46,7 +46,7 @@ from lamincli.callbacks.hparams import WritesReferences
 from lamincli.callbacks.stop import StopOnSignal
 from lamincli.connection import Connection
 from lamincli.early import import_modules, imports, parser_mode, use_mode
-from lamincli.endings import Ending, Happened, Status, exit_code
+from lamincli.endings import EVALUATIONS, Ending, Happened, Status, exit_code
 from lamincli.errors import InstanceError, LaminTrainError, UsageError, first_line
 from lamincli.features import DESCRIPTIONS, metric_values
 from lamincli.folders import Scratch, provide_home, why_unwritable
@@ -107,8 +107,6 @@ from lamincli.taken_out import TakenOut, mistakes_in
 
 if TYPE_CHECKING:
     from lamincli.tracking import TrackedRun
-
-_EVALUATIONS = ("validate", "test", "predict")
 
 _OF_PLAIN_FILES = ("auto", "ddp", "single_device")
 """How the names of Lightning's strategies begin whose checkpoints are single files of torch."""
@@ -410,7 +408,7 @@ class LaminLightningCLI(LightningCLI):
             remember(self._tracked.uid, slug)
         if ckpt_path:
             self._evaluated = self._used_checkpoint(ckpt_path)
-        elif self.subcommand in _EVALUATIONS:
+        elif self.subcommand in EVALUATIONS:
             console.warn(f"{self.subcommand} without --ckpt_path: the model has its first weights")
         return {"run": self._tracked.uid, "instance": slug if self._lamindb.is_known else None}
 
@@ -655,7 +653,7 @@ class LaminLightningCLI(LightningCLI):
 
         One of the project's own does if its method calls `fit`.
         """
-        if self.subcommand in (None, "fit", *_EVALUATIONS):
+        if self.subcommand in (None, "fit", *EVALUATIONS):
             return None if self.subcommand is None else self.subcommand == "fit"
         own = [getattr(kind, self.subcommand, None) for kind in (self, self.trainer_class)]
         codes = [getattr(method, "__code__", None) for method in own]
@@ -1004,7 +1002,7 @@ class LaminLightningCLI(LightningCLI):
         """Give a run that goes on its config back, unless another one is given."""
         stage = next(iter(words), "")
         goes_on = "ckpt_path" in self._subcommand_method_arguments.get(stage, ())
-        if not goes_on or stage in _EVALUATIONS or option_in(words, "--config", "-c") is not None:
+        if not goes_on or stage in EVALUATIONS or option_in(words, "--config", "-c") is not None:
             return words
         instance = option_in(words, "--lamin.instance")
         if (found := self._look_for_run(resumed, instance)) is None:
@@ -1377,7 +1375,7 @@ class LaminLightningCLI(LightningCLI):
             mistakes += filter(None, [slurm.why_not_without_srun()])
         path = str(self._get(self.config, "ckpt_path") or "")
         is_word = path in ("", "best", "last", "hpc") or path.startswith("registry")
-        if path == "best" and self.subcommand in _EVALUATIONS:
+        if path == "best" and self.subcommand in EVALUATIONS:
             mistakes.append(
                 "--ckpt_path best: that is of a fit in the same process, and this is "
                 f"{self.subcommand}. For the latest training: --ckpt_path lamin:run/latest/best"

@@ -155,7 +155,7 @@ def read_history(path: Path) -> list[Row]:
 
 
 def read_rows(text: str) -> list[Row]:
-    """Likewise, of a text; a last line that was torn is left out."""
+    """Likewise, of the fit in a text; a last line that was torn is left out."""
     return [row for row, stage in read_stages(text) if stage == "fit"]
 
 

@@ -15,7 +15,10 @@ from lamincli.redaction import redact_text
 Status = Literal["completed", "errored", "aborted", "scheduled"]  # the last: it will go on
 
 _LONGEST_REASON = 300
-_STAGES = ("fit", "validate", "test", "predict")
+EVALUATIONS = ("validate", "test", "predict")
+"""The stages of Lightning that train nothing."""
+
+_STAGES = ("fit", *EVALUATIONS)
 _WORK = {"fit": "trained", "predict": "predicted"}
 
 

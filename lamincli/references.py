@@ -27,6 +27,7 @@ from jsonargparse import Namespace
 from jsonargparse.typing import register_type
 
 from lamincli import console, memory, order, originals
+from lamincli.endings import EVALUATIONS
 from lamincli.errors import LaminReferenceError, did_you_mean, first_line
 from lamincli.features import DESCRIPTIONS, EXTRA_DATA_KEY
 from lamincli.keys import split_key
@@ -367,9 +368,7 @@ def find_run(word: str, runs: Any, slug: str, text: str = "") -> Any:
     if word == LATEST:
         record = f"extra_data__{EXTRA_DATA_KEY}"
         trainings = runs.exclude(branch_id=TRASH).filter(extra_data__has_key=EXTRA_DATA_KEY)
-        trainings = trainings.exclude(
-            **{f"{record}__stage__in": ["validate", "test", "predict", "array"]}
-        )
+        trainings = trainings.exclude(**{f"{record}__stage__in": [*EVALUATIONS, "array"]})
         for word in ("trains", "reproduces"):  # the first stands only where it is false
             trainings = trainings.exclude(**{f"{record}__has_key": word})
         # As the registry has seen them begin: hosts differ in their clocks.

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lamincli import checkpoint_file, console, order, originals, slurm
+from lamincli.endings import EVALUATIONS
 from lamincli.errors import (
     LaminReferenceError,
     SpoolCorruptError,
@@ -428,7 +429,7 @@ def _is_of_this_fit(record: Mapping[str, Any], job: str) -> bool:
 
 def _is_training(record: Mapping[str, Any]) -> bool:
     stage = record.get("stage")
-    return stage not in ("validate", "test", "predict", "array") and record.get("trains", True)
+    return stage not in (*EVALUATIONS, "array") and record.get("trains", True)
 
 
 def _noted_in_folder() -> tuple[str, str]:
