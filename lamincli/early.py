@@ -31,9 +31,13 @@ def import_modules(names: Sequence[str]) -> None:
     """Import modules, so that their classes can be named without them.
 
     Raises:
-        UsageError: One cannot be imported.
+        UsageError: One cannot be imported, or is no name of a module.
     """
     for name in names:
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise UsageError(
+                f"--lamin.imports {name}: that is no name of a module, as in my_project.models."
+            )
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as error:

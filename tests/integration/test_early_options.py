@@ -76,6 +76,14 @@ def test_module_that_is_not_there(train, config, capsys, ln):
     assert ln.Run.objects.count() == number
 
 
+@pytest.mark.parametrize("name", [".models", "models/net.py", 3])
+def test_what_is_no_name_of_a_module(train, config, capsys, name):
+    with pytest.raises(SystemExit) as ended:
+        both(train)("fit", config(lamin={"imports": [name]}))
+    assert ended.value.code == 2
+    assert f"--lamin.imports {name}: that is no name of a module" in capsys.readouterr().err
+
+
 def test_omegaconf(train, config, last_run):
     pytest.importorskip("omegaconf")
     trainer = {"logger": False, "max_steps": "${seed_everything}"}
